@@ -1,0 +1,62 @@
+// Linear layers: packed weights times rows of activations. Knows formats and instruction sets; knows no model,
+// no attention, no thread pool (the caller splits the work and says which part is meant).
+//
+// Reproducibility contract: y[r, c] is reduced in an order that depends on nothing but K, the weight format and the
+// instruction set: not on the number of rows, the tile a row falls in, the part split or the thread.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace tampu {
+
+enum class QType { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K };
+enum class Isa { Portable, Avx2, Avx512 };      // Avx512 = F, BW, VL, DQ, VNNI
+enum class ActivationType { Int8, F32 };
+
+Isa best_isa();                                  // what this machine can run
+bool isa_available(Isa isa);
+
+// Rows of activations in the form the kernels of one (isa, type) want. A row is written by set_rows and read by any
+// number of Linear::forward calls. Rows are independent: quantisation of a row never looks at another row.
+class Activations {
+ public:
+  virtual ~Activations() = default;
+  virtual void reserve(int max_rows, int k) = 0;                                        // not thread-safe
+  virtual void set_rows(const float* x, int64_t ldx, int row_begin, int row_end) = 0;   // thread-safe on disjoint rows
+};
+
+// What happens to a finished element.
+enum class Epilogue {
+  Store,    // y = v
+  Add,      // y += v (residual)
+};
+
+class Linear {
+ public:
+  virtual ~Linear() = default;
+  virtual int out_features() const = 0;          // N
+  virtual int in_features() const = 0;           // K
+  virtual size_t bytes() const = 0;              // packed weights, as read once per pass
+  // The granularity at which the columns can be split between parts (threads): part p of n takes a contiguous,
+  // statically determined range of column panels.
+  // y[r * ldy + c] for rows 0..num_rows-1 and the columns of this part.
+  virtual void forward(const Activations& x, int num_rows, float* y, int64_t ldy, Epilogue epilogue, int part,
+                       int num_parts) const = 0;
+  // Exact stored value of weight row n as float32 (K values): embedding look-up and tests.
+  virtual void dequantize_row(int n, float* out) const = 0;
+};
+
+// data: rows of `qtype` blocks as in the file, num_rows = N. Copies and repacks; the caller may drop data afterwards.
+// Repacking keeps every stored value exactly.
+std::unique_ptr<Linear> make_linear(QType qtype, const uint8_t* data, int n, int k, Isa isa, ActivationType act);
+// Several matrices with the same K side by side (q, k, v; gate, up), in this order along N.
+struct LinearPart { QType qtype; const uint8_t* data; int n; };
+std::unique_ptr<Linear> make_fused_linear(const LinearPart* parts, int num_parts, int k, Isa isa, ActivationType act);
+
+std::unique_ptr<Activations> make_activations(Isa isa, ActivationType act);
+
+// silu(gate) * up, where gate_up rows are [gate(0..n), up(0..n)]: element-wise, vectorised, for rows [begin, end).
+void silu_mul(const float* gate_up, int64_t ld, int n, float* out, int64_t ldo, int row_begin, int row_end, Isa isa);
+
+}  // namespace tampu

@@ -1,0 +1,1 @@
+"""The shared nouns. Knows no arrays, no text processing, no HTTP: standard library only."""

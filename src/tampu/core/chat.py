@@ -1,0 +1,35 @@
+"""A conversation as the templates see it. Wire shapes are translated to these values by `api`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call the model made. `arguments` is the parsed object."""
+
+    name: str
+    arguments: dict[str, Any]
+    call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `name` is the tool's name on a tool turn; an assistant turn may hold calls and text."""
+
+    role: str  # system, user, assistant, tool; any other role is rendered under its own name
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool offered to the model. `parameters` is a JSON schema object (may be empty)."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,53 @@
+"""Settings of the engine, stated once. Derived values (block count, real context) are computed by whoever learns them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tampu.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Budgets of the scheduler and the KV cache."""
+
+    max_num_seqs: int = 64  # requests in one step
+    max_num_batched_tokens: int = 512  # tokens in one step, prefill chunks and decodes together
+    max_num_waiting: int = 1024  # more than this is refused as overload
+    max_model_len: int | None = None  # None = what the model and the KV cache allow
+    block_size: int = 16  # tokens per KV block
+    kv_cache_bytes: int | None = None  # None = the runner chooses from free memory
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        for setting in ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting"):
+            if getattr(self, setting) < 1:
+                raise ConfigError(setting, "must be at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError("max_num_batched_tokens", "must be at least max_num_seqs, or a full batch cannot decode")
+        if self.block_size not in (16, 32, 64):
+            raise ConfigError("block_size", "must be 16, 32 or 64")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigError("max_model_len", "must be at least 2")
+        if self.kv_cache_bytes is not None and self.kv_cache_bytes < 1:
+            raise ConfigError("kv_cache_bytes", "must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class CpuRunnerConfig:
+    """Settings of the native runner."""
+
+    num_threads: int | None = None  # None = one per physical core
+    isa: str | None = None  # "portable" | "avx2" | "avx512"; None = the best the machine has
+    activations: str = "int8"  # "int8" | "f32"
+    kv_cache_dtype: str = "f16"  # "f16" | "q8"
+
+    def __post_init__(self) -> None:
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ConfigError("num_threads", "must be at least 1")
+        if self.isa not in (None, "portable", "avx2", "avx512"):
+            raise ConfigError("isa", f"{self.isa!r} is not one of portable, avx2, avx512")
+        if self.activations not in ("int8", "f32"):
+            raise ConfigError("activations", f"{self.activations!r} is not one of int8, f32")
+        if self.kv_cache_dtype not in ("f16", "q8"):
+            raise ConfigError("kv_cache_dtype", f"{self.kv_cache_dtype!r} is not one of f16, q8")
