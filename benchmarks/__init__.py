@@ -1,0 +1,1 @@
+"""Benchmarks. Each prints a card for people and one last JSON line for machines; none is a test."""
