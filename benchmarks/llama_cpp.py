@@ -1,4 +1,4 @@
-"""The peer: llama.cpp, built natively from the source package `llama-cpp-python`, with its own tools and its own server.
+"""The peer: llama.cpp, built natively from the source package `llama-cpp-python`, with its own tools and server.
 
 Everything lands under `.venv-peers/` and is built once. Only that project's own programs are run: llama-bench,
 llama-batched-bench, llama-quantize and llama-server.

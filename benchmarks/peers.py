@@ -144,9 +144,11 @@ def card(offline: list[dict[str, Any]], http: list[dict[str, Any]], args: argpar
         same, q4 = median_of(offline, "peer_same_file", key), median_of(offline, "peer_q4_0", key)
         rows.append({"what": f"offline {key} tok/s", "ours": median_of(offline, "ours", key), "same_file": same,
                      "best": max(same, q4)})  # fmt: skip
-    for n in args.http_streams:
-        rows.append({"what": f"HTTP {n} streams tok/s", "ours": median_of(http, "ours", str(n), "output_tokens_per_s"),
-                     "same_file": None, "best": median_of(http, "peer", str(n), "output_tokens_per_s")})  # fmt: skip
+    rows += [
+        {"what": f"HTTP {n} streams tok/s", "ours": median_of(http, "ours", str(n), "output_tokens_per_s"),
+         "same_file": None, "best": median_of(http, "peer", str(n), "output_tokens_per_s")}
+        for n in args.http_streams
+    ]  # fmt: skip
     for label, key in (("TTFT ~2,000 tokens cold ms", "cold_ms"), ("TTFT ~1,900 of them seen ms", "warm_ms")):
         rows.append({"what": label, "ours": median_of(http, "ours_prefix", key), "same_file": None,
                      "best": median_of(http, "peer_prefix", key), "lower_is_better": True})  # fmt: skip

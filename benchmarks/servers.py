@@ -31,9 +31,10 @@ def running_server(
             while True:
                 if process.poll() is not None:
                     raise RuntimeError(f"{command[0]} ended with {process.returncode}; see {log}")
-                with contextlib.suppress(OSError), urllib.request.urlopen(
-                    f"http://127.0.0.1:{port}{ready_path}", timeout=2
-                ) as answer:
+                with (
+                    contextlib.suppress(OSError),
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}{ready_path}", timeout=2) as answer,
+                ):
                     if answer.status == 200:
                         break
                 if time.monotonic() > deadline:

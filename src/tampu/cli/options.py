@@ -59,7 +59,5 @@ DataDirOption = Annotated[
 ]
 DatabaseUrlOption = Annotated[
     str | None,
-    typer.Option(
-        "--database-url", envvar="TAMPU_DATABASE_URL", help="Database instead of SQLite in the data folder."
-    ),
+    typer.Option("--database-url", envvar="TAMPU_DATABASE_URL", help="Database instead of SQLite in the data folder."),
 ]
