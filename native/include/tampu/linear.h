@@ -13,15 +13,25 @@ namespace tampu {
 enum class QType { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K };
 enum class Isa { Portable, Avx2, Avx512 };      // Avx512 = F, BW, VL, DQ, VNNI
 enum class ActivationType { Int8, F32 };
+// What quantised activations keep of a row, per Linear. Normal: 8 bits per value. High: 16 bits as two 8-bit levels
+// (a second pass over weights already in registers or L1): nearly free where memory is the limit or rows are few.
+enum class Precision { Normal, High };
 
 Isa best_isa();                                  // what this machine can run
 bool isa_available(Isa isa);
 
-// Rows of activations in the form the kernels of one (isa, type) want. A row is written by set_rows and read by any
+class Linear;
+
+// Rows of activations in the forms that the layers reading them want. A row is written by set_rows and read by any
 // number of Linear::forward calls. Rows are independent: quantisation of a row never looks at another row.
 class Activations {
  public:
   virtual ~Activations() = default;
+  // Call once, before reserve, for every layer that will read this object: layers differ in form (weights of 16 or 32
+  // bits always read f32 rows; Precision::High reads its own). Without any call, the form is that of
+  // make_activations' type at Precision::Normal. forward throws std::logic_error where its form is missing.
+  virtual void require(const Linear& layer) = 0;                                        // not thread-safe
+  // Throws std::invalid_argument when k does not fit the block of the form (multiples of 32 for Int8).
   virtual void reserve(int max_rows, int k) = 0;                                        // not thread-safe
   virtual void set_rows(const float* x, int64_t ldx, int row_begin, int row_end) = 0;   // thread-safe on disjoint rows
 };
@@ -38,8 +48,10 @@ class Linear {
   virtual int out_features() const = 0;          // N
   virtual int in_features() const = 0;           // K
   virtual size_t bytes() const = 0;              // packed weights, as read once per pass
-  // The granularity at which the columns can be split between parts (threads): part p of n takes a contiguous,
-  // statically determined range of column panels.
+  // What forward computes with: F32 whatever was asked for when the weights have no integer form (F32, F16, BF16).
+  virtual ActivationType activation_type() const = 0;
+  virtual Precision precision() const = 0;
+  // Part p of n (one per thread) takes a contiguous, statically determined range of panels of 32 columns.
   // y[r * ldy + c] for rows 0..num_rows-1 and the columns of this part.
   virtual void forward(const Activations& x, int num_rows, float* y, int64_t ldy, Epilogue epilogue, int part,
                        int num_parts) const = 0;
@@ -48,11 +60,16 @@ class Linear {
 };
 
 // data: rows of `qtype` blocks as in the file, num_rows = N. Copies and repacks; the caller may drop data afterwards.
-// Repacking keeps every stored value exactly.
-std::unique_ptr<Linear> make_linear(QType qtype, const uint8_t* data, int n, int k, Isa isa, ActivationType act);
+// Repacking keeps every stored value exactly. Throws std::invalid_argument naming the format when k is not a multiple
+// of its block, and when this machine cannot run `isa`.
+std::unique_ptr<Linear> make_linear(QType qtype, const uint8_t* data, int n, int k, Isa isa, ActivationType act,
+                                    Precision precision = Precision::Normal);
 // Several matrices with the same K side by side (q, k, v; gate, up), in this order along N.
 struct LinearPart { QType qtype; const uint8_t* data; int n; };
-std::unique_ptr<Linear> make_fused_linear(const LinearPart* parts, int num_parts, int k, Isa isa, ActivationType act);
+std::unique_ptr<Linear> make_fused_linear(const LinearPart* parts, int num_parts, int k, Isa isa, ActivationType act,
+                                          Precision precision = Precision::Normal);
+// Bytes of one row of k weights in the file; throws as make_linear does.
+size_t row_bytes(QType qtype, int k);
 
 std::unique_ptr<Activations> make_activations(Isa isa, ActivationType act);
 
