@@ -29,7 +29,13 @@ class ServerConfig:
     request_timeout_s: float | None = None  # None = no limit
 
     def __post_init__(self) -> None:
-        for setting in ("max_body_bytes", "max_header_bytes", "max_num_headers", "default_max_tokens", "max_num_choices"):
+        for setting in (
+            "max_body_bytes",
+            "max_header_bytes",
+            "max_num_headers",
+            "default_max_tokens",
+            "max_num_choices",
+        ):
             if getattr(self, setting) < 1:
                 raise ConfigError(setting, "must be at least 1")
         if not 0 <= self.port <= 65535:

@@ -124,7 +124,7 @@ class ApiError(TampuError):
         self.preceding = preceding  # errors listed before this one in the v4 `errors` array
 
     def message(self, request_id: str, *, is_strict: bool) -> str:
-        """The REST text: the hosted wording, in default mode the hint, then the request id where the service shows it."""
+        """The REST text: hosted wording, the hint (default mode), the request id (where the service shows it)."""
         text = _with_hint(str(self), "" if is_strict else self.hint)
         return f"{text} ({request_id})" if self.kind.shows_request_id else text
 

@@ -1,0 +1,202 @@
+"""The main use case: a validated request in, typed events out. Text above, token ids below, no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
+
+from tampu.core.errors import ContextLengthError, InvalidRequestError, RequestAbortedError, TampuError
+from tampu.core.output import FinishReason, RequestOutput
+from tampu.core.request import Request
+from tampu.serving.answers import Answer, fold
+from tampu.serving.choice import Choice
+from tampu.serving.delivery import Channel, Delivery
+from tampu.serving.events import Event, Finished, TextDelta
+from tampu.serving.metrics import Metrics
+from tampu.serving.ports import GenerationEngine, TextCodec
+from tampu.serving.requests import GenerateRequest
+
+# A prompt of this many characters is tokenised in well under a millisecond; longer ones leave the event loop.
+_INLINE_PROMPT_CHARS = 2_000
+
+
+def derive_seed(seed: int, index: int) -> int:
+    """The seed of choice `index` (64 bits). Choice 0 keeps the client's, so that `n` does not change it.
+
+    Hashed, because seeds a fixed step apart would only shift the positions of one and the same random stream.
+    """
+    if index == 0:
+        return seed % 2**64
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class Generator:
+    """Runs requests through codec and engine. Owns the delivery table and nothing else that outlives a request."""
+
+    def __init__(self, engine: GenerationEngine, codec: TextCodec, metrics: Metrics) -> None:
+        self._engine = engine
+        self._codec = codec
+        self._metrics = metrics
+        self._delivery = Delivery()
+        self._tokenise_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tampu-tokenise")
+
+    def start(self) -> None:
+        """Start the engine with this generator as the receiver of its outputs."""
+        self._engine.start(self._delivery.deliver)
+
+    def close(self) -> None:
+        """Free the tokenising thread. The engine belongs to whoever made it."""
+        self._tokenise_pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def num_open_requests(self) -> int:
+        """Engine requests somebody still waits for; 0 after a drain."""
+        return len(self._delivery)
+
+    async def complete(self, request: GenerateRequest) -> list[Answer]:
+        """One answer per choice, by index."""
+        async with aclosing(self._events(request)) as events:
+            return await fold(events)
+
+    def stream(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """Events as they come; `aclose()` aborts what still runs.
+
+        Raises (from the first `anext`): InvalidRequestError, ContextLengthError, OverloadedError, EngineDeadError.
+        """
+        return self._events(request)
+
+    async def _events(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        arrival_s = time.perf_counter()
+        prompt_token_ids = await self._encode(request)
+        choices = self._choices(request, prompt_token_ids)
+        if request.echo:
+            text = self._prompt_text(request, prompt_token_ids)
+            for choice in choices:
+                yield TextDelta(text, choice.index)
+        channel = Channel()
+        clock = _Clock(self._metrics, arrival_s)
+        running: dict[str, Choice] = {}
+        outcome = FinishReason.ABORT  # of what is still running when this block is left early
+        try:
+            for choice in choices:
+                self._submit(choice, channel)
+                running[choice.request_id] = choice
+            while running:
+                for output in await channel.take():
+                    if output.request_id not in running:
+                        continue
+                    clock.tick(output)
+                    last: Event | None = None
+                    for last in running[output.request_id].take(_unless_aborted(output)):
+                        yield last
+                    if isinstance(last, Finished):
+                        self._close(running.pop(output.request_id), is_done=output.finish_reason is not None)
+                        clock.finish(last.finish_reason)
+        except TampuError:
+            outcome = FinishReason.ERROR
+            raise
+        finally:
+            for choice in running.values():
+                self._close(choice, is_done=False)
+                clock.finish(outcome)
+
+    def _submit(self, choice: Choice, channel: Channel) -> None:
+        self._delivery.open(choice.request_id, channel)
+        try:
+            self._engine.submit(choice.request)
+        except TampuError:
+            self._delivery.close(choice.request_id)
+            raise
+
+    def _close(self, choice: Choice, *, is_done: bool) -> None:
+        """Forget a choice; end it in the engine too, unless the engine itself said that it is done."""
+        self._delivery.close(choice.request_id)
+        if not is_done:
+            self._engine.abort(choice.request_id)
+
+    async def _encode(self, request: GenerateRequest) -> tuple[int, ...]:
+        """Prompt token ids, counted against the context window."""
+        if request.prompt_token_ids is not None:
+            token_ids = request.prompt_token_ids
+        elif _num_chars(request) <= _INLINE_PROMPT_CHARS:
+            token_ids = self._codec.encode(request)
+        else:
+            loop = asyncio.get_running_loop()
+            token_ids = await loop.run_in_executor(self._tokenise_pool, self._codec.encode, request)
+        if not token_ids:
+            raise InvalidRequestError("prompt", "the prompt is empty", hint="Send at least one character.")
+        max_tokens = request.sampling.max_tokens
+        limit = self._engine.max_model_len
+        if len(token_ids) + max_tokens > limit:
+            raise ContextLengthError(num_prompt_tokens=len(token_ids), max_tokens=max_tokens, max_model_len=limit)
+        return token_ids
+
+    def _choices(self, request: GenerateRequest, prompt_token_ids: tuple[int, ...]) -> list[Choice]:
+        """The engine requests of a generation, in choice order."""
+        stop_token_ids = () if request.ignore_eos else self._codec.eos_token_ids
+        sampling = replace(request.sampling, stop_token_ids=stop_token_ids)
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        # The client's request id is for the eye; the engine's must be unique even when a client repeats one.
+        prefix = f"{request.request_id or 'request'}-{uuid.uuid4().hex[:8]}"
+        choices = []
+        for index in range(request.n):
+            engine_request = Request(
+                request_id=f"{prefix}-{index}",
+                prompt_token_ids=prompt_token_ids,
+                sampling_params=sampling,
+                seed=derive_seed(seed, index),
+                lora_id=request.lora,
+                tenant=request.tenant,
+            )
+            choices.append(Choice(index, engine_request, self._codec, request.stop))
+        return choices
+
+    def _prompt_text(self, request: GenerateRequest, prompt_token_ids: tuple[int, ...]) -> str:
+        if request.prompt is not None:
+            return request.prompt
+        decoder = self._codec.decoder()
+        return decoder.add(prompt_token_ids) + decoder.finish()
+
+
+class _Clock:
+    """Times one generation for the histograms."""
+
+    def __init__(self, metrics: Metrics, arrival_s: float) -> None:
+        self._metrics = metrics
+        self._arrival_s = arrival_s
+        self._last_s: dict[str, float] = {}
+
+    def tick(self, output: RequestOutput) -> None:
+        if not output.new_token_ids:
+            return
+        now_s = time.perf_counter()
+        last_s = self._last_s.get(output.request_id)
+        if last_s is None:
+            self._metrics.observe_first_token(now_s - self._arrival_s)
+        else:
+            self._metrics.observe_inter_token((now_s - last_s) / len(output.new_token_ids))
+        self._last_s[output.request_id] = now_s
+
+    def finish(self, reason: FinishReason) -> None:
+        self._metrics.observe_finished(reason, time.perf_counter() - self._arrival_s)
+
+
+def _unless_aborted(output: RequestOutput) -> RequestOutput:
+    """An abort that the client did not ask for (drain, shutdown) is an error to the client."""
+    if output.finish_reason is FinishReason.ABORT:
+        return replace(output, error=RequestAbortedError("the request was aborted because the server is shutting down"))
+    return output
+
+
+def _num_chars(request: GenerateRequest) -> int:
+    if request.prompt is not None:
+        return len(request.prompt)
+    return sum(len(message.content) for message in request.messages or ())

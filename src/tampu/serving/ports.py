@@ -1,0 +1,78 @@
+"""What the use cases need of the rooms below, as protocols: an engine of token ids, and text to and from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from tampu.core.output import RequestOutput
+from tampu.core.request import Request
+from tampu.core.stats import EngineHealth, EngineStats
+from tampu.serving.requests import GenerateRequest
+
+
+class GenerationEngine(Protocol):
+    """The engine as seen from above. Thread-safe; nothing here blocks."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens a request may hold, prompt and answer together."""
+
+    def start(self, deliver: Callable[[list[RequestOutput]], None]) -> None:
+        """Begin to serve; `deliver` is called from the engine's thread, at most once a step."""
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises OverloadedError, EngineDeadError or ContextLengthError."""
+
+    def abort(self, request_id: str) -> None:
+        """End a request within one step; unknown and finished ids are ignored."""
+
+    def stats(self) -> EngineStats:
+        """A snapshot for metrics."""
+
+    def health(self) -> EngineHealth:
+        """Whether it lives and can serve."""
+
+
+class TokenDecoder(Protocol):
+    """Token ids of one answer back to text, whole characters only."""
+
+    def add(self, token_ids: Sequence[int]) -> str:
+        """Text that became certain with these tokens."""
+
+    def finish(self) -> str:
+        """What was held back."""
+
+
+class StopMatcher(Protocol):
+    """Cuts the text of one answer before the first stop string."""
+
+    @property
+    def matched(self) -> str | None:
+        """The stop string that was found."""
+
+    def feed(self, text: str) -> str:
+        """Text that can no longer become part of a stop string."""
+
+    def finish(self) -> str:
+        """What was held back; empty after a match."""
+
+
+class TextCodec(Protocol):
+    """Everything text about one model: template, tokenizer, and the way back."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+
+    def encode(self, request: GenerateRequest) -> tuple[int, ...]:
+        """The prompt of a request, rendered and tokenised. May take long for long prompts."""
+
+    def decoder(self) -> TokenDecoder:
+        """A fresh decoder."""
+
+    def stop_matcher(self, stops: Sequence[str]) -> StopMatcher:
+        """A fresh matcher."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token; empty for special tokens."""

@@ -1,0 +1,36 @@
+"""Everything the routes need, built once by the composition root and handed to the app."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tampu.serving.answers import Answer
+from tampu.serving.events import Event
+from tampu.serving.metrics import Metrics
+from tampu.serving.model_card import ModelCard
+from tampu.serving.ports import GenerationEngine
+from tampu.serving.requests import GenerateRequest
+
+
+class TextGenerator(Protocol):
+    """The one use case of a language model. Closing a stream ends its work within one step."""
+
+    def stream(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """Events as they come. The first `anext` raises what is wrong with the request."""
+
+    async def complete(self, request: GenerateRequest) -> list[Answer]:
+        """The same events, folded into one answer per choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What one server offers. `embeddings` and `tokens` are None when that feature is not set up."""
+
+    generator: TextGenerator
+    model_card: ModelCard
+    engine: GenerationEngine
+    metrics: Metrics = field(default_factory=Metrics)
+    embeddings: Any = None
+    tokens: Any = None
