@@ -142,8 +142,8 @@ def distinct_prompts(count: int, *, salt: str = "") -> list[str]:
         subject = SUBJECTS[i % len(SUBJECTS)]
         prompts.append(
             f"{salt}{i * 7919 % 100003}: Write a clear and friendly explanation of {subject} for a reader who has "
-            f"never thought about it before. Begin with a concrete scene, then give three reasons with one example each, "
-            f"mention a common misunderstanding, and end with a practical suggestion that the reader can try on the "
-            f"same day. Use short sentences.\n\n"
+            f"never thought about it before. Begin with a concrete scene, then give three reasons with one example "
+            f"each, mention a common misunderstanding, and end with a practical suggestion that the reader can try "
+            f"on the same day. Use short sentences.\n\n"
         )
     return prompts

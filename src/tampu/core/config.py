@@ -1,4 +1,4 @@
-"""Settings of the engine, stated once. Derived values (block count, real context) are computed by whoever learns them."""
+"""Settings of the engine, stated once. Derived values (block count, real context) belong to whoever learns them."""
 
 from __future__ import annotations
 
