@@ -40,8 +40,8 @@ class _Context:
             self.errors[message] = None
 
 
-def validate(schema: Schema, payload: Any) -> None:
-    """Check `payload` against `schema` and write the defaults of the matching branch into it.
+def validate(schema: Schema, payload: Any) -> int:
+    """Check `payload` against a top-level `oneOf`, write the defaults of the matching branch into it, return its index.
 
     1. A top-level `oneOf` passes with exactly one matching branch; otherwise every branch's first problem is listed.
     2. A branch checks its properties in the schema's order and stops at the first problem; `required` comes last.
@@ -53,43 +53,44 @@ def validate(schema: Schema, payload: Any) -> None:
         SchemaMismatchError: with the hosted service's message.
     """
     context = _Context()
-    if "oneOf" in schema:
-        matches = _match_one_of(schema, payload, (), context)
-        if matches != 1:
-            message = f"oneOf at '/' not met, {matches} matches"
-            if context.errors:
-                message += ": " + ", ".join(context.errors)
-            raise SchemaMismatchError(message)
-    else:
-        _match(schema, payload, (), context)
+    matches, index = _match_one_of(schema, payload, (), context)
+    if matches != 1:
+        message = f"oneOf at '/' not met, {matches} matches"
+        if context.errors:
+            message += ": " + ", ".join(context.errors)
+        raise SchemaMismatchError(message)
     for target, key, value in context.defaults:
         target[key] = value
+    return index
 
 
-def _match_one_of(schema: Schema, value: Any, path: Path, context: _Context) -> int:
-    """How many alternatives match; stops as soon as it cannot be exactly one."""
-    matches = 0
+def _match_one_of(schema: Schema, value: Any, path: Path, context: _Context) -> tuple[int, int]:
+    """How many alternatives match, and the last that did; stops as soon as it cannot be exactly one."""
+    matches, matching_index = 0, -1
     kept: list[tuple[dict[str, Any], str, Any]] = []
-    for alternative in schema["oneOf"]:
+    for index, alternative in enumerate(schema["oneOf"]):
         branch = _Context(errors=context.errors)
         merged = alternative if "type" in alternative else {"type": schema.get("type"), **alternative}
         try:
-            matches += _match(merged, value, path, branch)
+            num_matches = _match(merged, value, path, branch)
         except SchemaMismatchError as error:
             context.note(str(error))
             continue
+        matches += num_matches
+        if num_matches:
+            matching_index = index
         if matches != 1:
             break
         kept.extend(branch.defaults)
     if matches == 1:
         context.defaults.extend(kept)
-    return matches
+    return matches, matching_index
 
 
 def _match(schema: Schema, value: Any, path: Path, context: _Context) -> int:
     """Number of matches (0 = absent). Raises SchemaMismatchError at the first problem."""
     if "oneOf" in schema:
-        return int(_match_one_of(schema, value, path, context) == 1)
+        return int(_match_one_of(schema, value, path, context)[0] == 1)
     wanted = schema.get("type")
     if wanted == "array" and not isinstance(value, str) and not _is_binary(value):
         return sum(_match(schema["items"], item, (*path, key), context) for key, item in _entries(value))

@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 
 from tampu.core.output import FinishReason
 from tampu.core.stats import EngineStats
+from tampu.serving.model_card import PUBLIC_MODEL_NAME
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
@@ -28,8 +29,9 @@ class StatsSource(Protocol):
 class _EngineCollector:
     """Reads the engine's own counters when somebody asks, so that counting costs the engine nothing."""
 
-    def __init__(self, source: StatsSource) -> None:
+    def __init__(self, source: StatsSource, model: str) -> None:
         self._source = source
+        self._model = model
 
     def collect(self) -> Iterator[Metric]:
         stats = self._source.stats()
@@ -57,46 +59,56 @@ class _EngineCollector:
             ("tampu:runner_seconds", "Time spent inside the runner.", stats.runner_seconds_total),
         )  # fmt: skip
         for name, text, value in gauges:
-            yield GaugeMetricFamily(name, text, value=value)
+            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+            gauge.add_metric([self._model], value)
+            yield gauge
         for name, text, value in counters:
-            yield CounterMetricFamily(name, text, value=value)
+            counter = CounterMetricFamily(name, text, labels=["model_name"])
+            counter.add_metric([self._model], value)
+            yield counter
 
 
 class Metrics:
     """Histograms and counters of finished work, and the engine's gauges once it is watched."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = PUBLIC_MODEL_NAME) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self._success = Counter(
-            "tampu:request_success", "Requests finished, by reason.", ["finished_reason"], registry=self.registry
+        self._model = model
+        success = Counter(
+            "tampu:request_success",
+            "Requests finished, by reason.",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
         )
-        for reason in FinishReason:
-            self._success.labels(reason.value)
-        self._time_to_first_token = Histogram(
+        self._success = {reason: success.labels(model, reason.value) for reason in FinishReason}
+        self._time_to_first_token = self._histogram(
             "tampu:time_to_first_token_seconds",
             "From the request's arrival to its first token.",
-            buckets=_LATENCY_BUCKETS,
-            registry=self.registry,
+            _LATENCY_BUCKETS,
         )
-        self._inter_token_latency = Histogram(
+        self._inter_token_latency = self._histogram(
             "tampu:inter_token_latency_seconds",
             "Between two tokens of one request.",
-            buckets=_TOKEN_BUCKETS,
-            registry=self.registry,
+            _TOKEN_BUCKETS,
         )
-        self._e2e_latency = Histogram(
+        self._e2e_latency = self._histogram(
             "tampu:e2e_request_latency_seconds",
             "From the request's arrival to its last token.",
-            buckets=_LATENCY_BUCKETS,
-            registry=self.registry,
+            _LATENCY_BUCKETS,
         )
         self._refused = Counter(
-            "tampu:request_refused", "Requests answered with an error, by code.", ["code"], registry=self.registry
+            "tampu:request_refused",
+            "Requests answered with an error, by code.",
+            ["model_name", "code"],
+            registry=self.registry,
         )
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, ["model_name"], buckets=buckets, registry=self.registry).labels(self._model)
 
     def watch(self, engine: StatsSource) -> None:
         """Report this engine's gauges and counters."""
-        self.registry.register(_EngineCollector(engine))
+        self.registry.register(_EngineCollector(engine, self._model))
 
     def observe_first_token(self, seconds: float) -> None:
         """The first token of a request came."""
@@ -108,12 +120,12 @@ class Metrics:
 
     def observe_finished(self, reason: FinishReason, seconds: float) -> None:
         """A request ended."""
-        self._success.labels(reason.value).inc()
+        self._success[reason].inc()
         self._e2e_latency.observe(seconds)
 
     def count_refused(self, code: int) -> None:
         """A request was answered with this error code."""
-        self._refused.labels(str(code)).inc()
+        self._refused.labels(self._model, str(code)).inc()
 
     def render(self) -> bytes:
         """The text a Prometheus server scrapes."""

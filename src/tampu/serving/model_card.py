@@ -13,8 +13,8 @@ PUBLIC_MODEL_ALIASES = ("@cf/meta/llama-3.1-8b-instruct-fp8-fast",)
 class ModelCard:
     """Facts for the banner, the models endpoint and the playground. Never says more than the file does."""
 
-    weights_name: str  # the model's own name, for example "SmolLM2-135M-Instruct"
-    public_name: str = PUBLIC_MODEL_NAME
+    weights: str  # the model's own name, for example "SmolLM2-135M-Instruct"
+    name: str = PUBLIC_MODEL_NAME
     aliases: tuple[str, ...] = PUBLIC_MODEL_ALIASES
     file: str = ""  # path or repository of the weights
     quantization: str = ""  # for example "Q4_1"
@@ -27,11 +27,11 @@ class ModelCard:
     is_mock: bool = False
     notices: tuple[str, ...] = ()
 
-    def accepts(self, name: str) -> bool:
-        """True when `name` means this model."""
-        return name == self.public_name or name in self.aliases
+    def accepts(self, model: str) -> bool:
+        """True when `model` means this model."""
+        return model == self.name or model in self.aliases
 
     @property
     def is_stand_in(self) -> bool:
         """True when other weights than the public name's answer."""
-        return "llama-3.1-8b" not in self.weights_name.lower().replace("_", "-").replace(" ", "-")
+        return "llama-3.1-8b" not in self.weights.lower().replace("_", "-").replace(" ", "-")
