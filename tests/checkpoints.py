@@ -327,7 +327,7 @@ def write_tokenizer_json(path: Path, specials: Sequence[str], vocab_size: int) -
     tokens, types, merges = vocabulary(specials, vocab_size)
     pairs = [(merge.split(" ")[0], merge.split(" ")[1]) for merge in merges]
     known = {token: index for index, token in enumerate(tokens) if types[index] == 1}
-    tokenizer = Tokenizer(models.BPE(vocab={**dict(zip(specials, range(len(specials)))), **known}, merges=pairs))
+    tokenizer = Tokenizer(models.BPE(vocab={**{token: i for i, token in enumerate(specials)}, **known}, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(specials))
