@@ -1,0 +1,257 @@
+// Linear layers and their activations: memory, checks, the split into parts, and the choice of kernels.
+#include "tampu/linear.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "linear_kernels.h"
+
+namespace tampu {
+namespace {
+
+using namespace detail;
+
+const KernelTable& kernels(Isa isa) {
+#if defined(TAMPU_X86)
+  if (isa == Isa::Avx512) return avx512_kernels();
+  if (isa == Isa::Avx2) return avx2_kernels();
+#endif
+  return portable_kernels();
+}
+
+// Aligned bytes, on huge pages where the system has them: a pass over the weights touches every page once.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes) {
+    constexpr size_t kHugePage = size_t{2} << 20;
+    const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    if (rounded == 0) return;
+    data_.reset(static_cast<uint8_t*>(std::aligned_alloc(alignment, rounded)));
+    if (!data_) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (alignment == kHugePage) madvise(data_.get(), rounded, MADV_HUGEPAGE);
+#endif
+  }
+  uint8_t* data() { return data_.get(); }
+  const uint8_t* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint8_t, Free> data_;
+};
+
+void check_block(QType qtype, int k) {
+  const BlockLayout& layout = block_layout(qtype);
+  if (k <= 0 || k % layout.k != 0) {
+    throw std::invalid_argument(std::string(layout.name) + " stores blocks of " + std::to_string(layout.k) +
+                                " values, so a row cannot have " + std::to_string(k) + " of them");
+  }
+}
+
+class RowActivations final : public Activations {
+ public:
+  RowActivations(Isa isa, ActivationType type) : kernels_(kernels(isa)), default_type_(type) {}
+
+  void require(const Linear& layer) override { add_form(layer.activation_type(), layer.precision()); }
+
+  void reserve(int max_rows, int k) override {
+    if (!float_.needed && !normal_.needed && !high_.needed) add_form(default_type_, Precision::Normal);
+    if (max_rows < 0 || k <= 0) throw std::invalid_argument("activations need a positive width");
+    if ((normal_.needed || high_.needed) && k % kGroup != 0) {
+      throw std::invalid_argument("8-bit activations come in groups of 32, so a row cannot have " + std::to_string(k) +
+                                  " values");
+    }
+    k_ = k;
+    max_rows_ = max_rows;
+    float_.allocate(max_rows, size_t(k) * sizeof(float));
+    normal_.allocate(max_rows, size_t(k / kGroup) * sizeof(Int8Record));
+    high_.allocate(max_rows, size_t(k / kGroup) * sizeof(Int16Record));
+  }
+
+  void set_rows(const float* x, int64_t ldx, int row_begin, int row_end) override {
+    if (row_begin < 0 || row_end > max_rows_) throw std::out_of_range("rows beyond what was reserved");
+    for (int r = row_begin; r < row_end; ++r) {
+      const float* row = x + r * ldx;
+      if (float_.needed) std::memcpy(float_.row(r), row, size_t(k_) * sizeof(float));
+      if (normal_.needed) kernels_.quantize_normal(row, k_, reinterpret_cast<Int8Record*>(normal_.row(r)));
+      if (high_.needed) kernels_.quantize_high(row, k_, reinterpret_cast<Int16Record*>(high_.row(r)));
+    }
+  }
+
+  struct Form {
+    bool needed = false;
+    size_t stride = 0;
+    Buffer buffer;
+    void allocate(int rows, size_t row_bytes) {
+      if (!needed) return;
+      stride = (row_bytes + 15) / 16 * 16;
+      buffer = Buffer(stride * size_t(rows));
+    }
+    uint8_t* row(int r) { return buffer.data() + stride * size_t(r); }
+  };
+
+  const Form& form(ActivationType type, Precision precision) const {
+    if (type == ActivationType::F32) return float_;
+    return precision == Precision::High ? high_ : normal_;
+  }
+  int k() const { return k_; }
+  int max_rows() const { return max_rows_; }
+
+ private:
+  void add_form(ActivationType type, Precision precision) { const_cast<Form&>(form(type, precision)).needed = true; }
+
+  const KernelTable& kernels_;
+  ActivationType default_type_;
+  int k_ = 0, max_rows_ = 0;
+  Form float_, normal_, high_;
+};
+
+struct Segment {
+  QType qtype;
+  int n;
+  int num_panels;
+  int first_column;
+  size_t panel_bytes;
+  Buffer panels;
+};
+
+class PanelLinear final : public Linear {
+ public:
+  PanelLinear(const LinearPart* parts, int num_parts, int k, Isa isa, ActivationType act, Precision precision)
+      : kernels_(kernels(isa)), k_(k), type_(act), precision_(precision) {
+    if (!isa_available(isa)) throw std::invalid_argument("this machine cannot run the instruction set asked for");
+    for (int i = 0; i < num_parts; ++i) {
+      check_block(parts[i].qtype, k);
+      if (parts[i].n <= 0) throw std::invalid_argument("a linear layer needs at least one output");
+      if (!is_quantized(parts[i].qtype)) type_ = ActivationType::F32;
+    }
+    for (int i = 0; i < num_parts; ++i) add_segment(parts[i]);
+  }
+
+  int out_features() const override { return n_; }
+  int in_features() const override { return k_; }
+  size_t bytes() const override { return bytes_; }
+  ActivationType activation_type() const override { return type_; }
+  Precision precision() const override { return precision_; }
+
+  void forward(const Activations& x, int num_rows, float* y, int64_t ldy, Epilogue epilogue, int part,
+               int num_parts) const override {
+    const auto* rows = dynamic_cast<const RowActivations*>(&x);
+    if (rows == nullptr || rows->k() != k_ || num_rows > rows->max_rows() || !rows->form(type_, precision_).needed) {
+      throw std::logic_error("these activations were not prepared for this layer");
+    }
+    if (num_rows <= 0) return;
+    const auto& form = rows->form(type_, precision_);
+    const int64_t begin = int64_t(num_panels_) * part / num_parts, end = int64_t(num_panels_) * (part + 1) / num_parts;
+    int64_t first = 0;   // the segment's first panel
+    for (const Segment& s : segments_) {
+      const int64_t from = begin > first ? begin - first : 0;
+      const int64_t to = end - first < s.num_panels ? end - first : s.num_panels;
+      if (from < to) {
+        const MatmulJob job{s.qtype, precision_, s.panels.data(), s.panel_bytes, s.n, k_, static_cast<int>(from),
+                            static_cast<int>(to), form.buffer.data(), form.stride, num_rows, y + s.first_column, ldy,
+                            epilogue == Epilogue::Add};
+        (type_ == ActivationType::F32 ? kernels_.matmul_f32 : kernels_.matmul_int8)(job);
+      }
+      first += s.num_panels;
+    }
+  }
+
+  void dequantize_row(int n, float* out) const override {
+    if (n < 0 || n >= n_) throw std::out_of_range("no such weight row");
+    const Segment* s = &segments_.front();
+    while (n >= s->first_column + s->n) ++s;
+    const int column = n - s->first_column;
+    thread_local std::vector<uint8_t> row;
+    row.resize(row_bytes(s->qtype, k_));
+    unpack_column(s->qtype, s->panels.data() + size_t(column / kPanel) * s->panel_bytes, column % kPanel, k_,
+                  row.data());
+    dequantize(s->qtype, row.data(), k_, out);
+  }
+
+ private:
+  void add_segment(const LinearPart& part) {
+    const BlockLayout& layout = block_layout(part.qtype);
+    const int num_panels = (part.n + kPanel - 1) / kPanel;
+    const size_t panel_bytes = layout.packed_bytes() * size_t(k_ / layout.k);
+    const size_t stride = row_bytes(part.qtype, k_);
+    Segment s{part.qtype, part.n, num_panels, n_, panel_bytes, Buffer(panel_bytes * size_t(num_panels))};
+    for (int p = 0; p < num_panels; ++p) {
+      const int columns = part.n - p * kPanel < kPanel ? part.n - p * kPanel : kPanel;
+      pack_panel(part.qtype, part.data + size_t(p) * kPanel * stride, stride, columns, k_,
+                 s.panels.data() + size_t(p) * panel_bytes);
+    }
+    bytes_ += panel_bytes * size_t(num_panels);
+    n_ += part.n;
+    num_panels_ += num_panels;
+    segments_.push_back(std::move(s));
+  }
+
+  const KernelTable& kernels_;
+  int k_, n_ = 0, num_panels_ = 0;
+  ActivationType type_;
+  Precision precision_;
+  size_t bytes_ = 0;
+  std::vector<Segment> segments_;
+};
+
+}  // namespace
+
+bool isa_available(Isa isa) {
+#if defined(TAMPU_X86)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                    __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+  if (isa == Isa::Avx2) return avx2;
+  if (isa == Isa::Avx512) return avx512;
+#endif
+  return isa == Isa::Portable;
+}
+
+Isa best_isa() {
+  if (isa_available(Isa::Avx512)) return Isa::Avx512;
+  return isa_available(Isa::Avx2) ? Isa::Avx2 : Isa::Portable;
+}
+
+size_t row_bytes(QType qtype, int k) {
+  check_block(qtype, k);
+  const BlockLayout& layout = block_layout(qtype);
+  return size_t(layout.bytes) * size_t(k / layout.k);
+}
+
+std::unique_ptr<Linear> make_linear(QType qtype, const uint8_t* data, int n, int k, Isa isa, ActivationType act,
+                                    Precision precision) {
+  const LinearPart part{qtype, data, n};
+  return std::make_unique<PanelLinear>(&part, 1, k, isa, act, precision);
+}
+
+std::unique_ptr<Linear> make_fused_linear(const LinearPart* parts, int num_parts, int k, Isa isa, ActivationType act,
+                                          Precision precision) {
+  if (num_parts <= 0) throw std::invalid_argument("a linear layer needs at least one matrix");
+  return std::make_unique<PanelLinear>(parts, num_parts, k, isa, act, precision);
+}
+
+std::unique_ptr<Activations> make_activations(Isa isa, ActivationType act) {
+  return std::make_unique<RowActivations>(isa, act);
+}
+
+void silu_mul(const float* gate_up, int64_t ld, int n, float* out, int64_t ldo, int row_begin, int row_end, Isa isa) {
+  const auto row = kernels(isa).silu_mul_row;
+  for (int r = row_begin; r < row_end; ++r) row(gate_up + r * ld, gate_up + r * ld + n, n, out + r * ldo);
+}
+
+}  // namespace tampu

@@ -1,0 +1,311 @@
+// The kernels for AVX2 and FMA, without VNNI: bytes are multiplied in pairs into 16 bits (vpmaddubsw) where the sums of
+// a format's values cannot overflow, and in 16 bits (vpmaddwd) where they could. Tiles are up to 3 rows x 16 columns.
+// Every tile height performs the same operations per row in the same order.
+#include <immintrin.h>
+
+#include "linear_driver.h"
+#include "linear_quantize.h"
+
+namespace tampu::detail {
+namespace {
+
+#define TAMPU_UNROLL _Pragma("GCC unroll 16")
+
+constexpr int kColumns = 16;   // of one pass over a tile: two registers
+
+template <int R>
+inline void load_sums(const TileOutput& output, int column, __m256 (*sums)[2]) {
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+    TAMPU_UNROLL for (int h = 0; h < 2; ++h)
+      sums[r][h] = output.is_first ? _mm256_setzero_ps() : _mm256_load_ps(output.partial[r] + column + 8 * h);
+  }
+}
+
+template <int R>
+inline void store_sums(const TileOutput& output, int column, const __m256 (*sums)[2]) {
+  for (int r = 0; r < R; ++r) {
+    if (!output.is_last) {
+      _mm256_store_ps(output.partial[r] + column, sums[r][0]);
+      _mm256_store_ps(output.partial[r] + column + 8, sums[r][1]);
+      continue;
+    }
+    alignas(32) float v[kColumns];
+    _mm256_store_ps(v, sums[r][0]);
+    _mm256_store_ps(v + 8, sums[r][1]);
+    float* y = output.y + r * output.ldy + column;
+    const int left = output.num_columns - column;
+    for (int c = 0; c < (left < kColumns ? left : kColumns); ++c) y[c] = output.add ? y[c] + v[c] : v[c];
+  }
+}
+
+inline __m256i load_words(const uint32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+
+// acc (32-bit) += words [begin, end) of weights up to `kLargest` times 4 activations per row.
+template <int R, int kLargest>
+inline void dot_words(const Int8Group& group, int column, int begin, int end, const uint8_t* const* rows, int offset,
+                      __m256i (*acc)[2]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  if constexpr (kLargest < 128) {
+    constexpr int kSteps = 32767 / (2 * 128 * kLargest) > 4 ? 4 : 32767 / (2 * 128 * kLargest);
+    static_assert(kSteps >= 1);
+    TAMPU_UNROLL for (int w = begin; w < end; w += kSteps) {
+      __m256i narrow[R][2];
+      TAMPU_UNROLL for (int s = 0; s < kSteps; ++s) {
+        const __m256i w0 = load_words(group.words[w + s] + column), w1 = load_words(group.words[w + s] + column + 8);
+        TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+          const __m256i a = _mm256_set1_epi32(*reinterpret_cast<const int*>(rows[r] + offset + 4 * (w + s)));
+          const __m256i p0 = _mm256_maddubs_epi16(w0, a), p1 = _mm256_maddubs_epi16(w1, a);
+          narrow[r][0] = s == 0 ? p0 : _mm256_add_epi16(narrow[r][0], p0);
+          narrow[r][1] = s == 0 ? p1 : _mm256_add_epi16(narrow[r][1], p1);
+        }
+      }
+      TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+        TAMPU_UNROLL for (int h = 0; h < 2; ++h)
+          acc[r][h] = _mm256_add_epi32(acc[r][h], _mm256_madd_epi16(narrow[r][h], ones));
+      }
+    }
+  } else {
+    const __m256i even_bytes = _mm256_set1_epi16(0xff);
+    TAMPU_UNROLL for (int w = begin; w < end; ++w) {
+      const __m256i words[2] = {load_words(group.words[w] + column), load_words(group.words[w] + column + 8)};
+      TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+        const __m256i a = _mm256_set1_epi32(*reinterpret_cast<const int*>(rows[r] + offset + 4 * w));
+        const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), odd = _mm256_srai_epi16(a, 8);
+        TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
+          const __m256i p = _mm256_add_epi32(_mm256_madd_epi16(_mm256_and_si256(words[h], even_bytes), even),
+                                             _mm256_madd_epi16(_mm256_srli_epi16(words[h], 8), odd));
+          acc[r][h] = _mm256_add_epi32(acc[r][h], p);
+        }
+      }
+    }
+  }
+}
+
+template <int R, int kLargest, Precision P>
+inline void group_dot(const Int8Group& group, int column, int begin, int end, const uint8_t* const* rows,
+                      const int32_t* start, __m256i (*acc)[2]) {
+  if constexpr (P == Precision::High) {
+    TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+    dot_words<R, kLargest>(group, column, begin, end, rows, 0, acc);
+    TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+      TAMPU_UNROLL for (int h = 0; h < 2; ++h)
+        acc[r][h] = _mm256_add_epi32(_mm256_slli_epi32(acc[r][h], 8), _mm256_set1_epi32(start[r]));
+    }
+    dot_words<R, kLargest>(group, column, begin, end, rows, kGroup, acc);
+  } else {
+    TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_set1_epi32(start[r]);
+    dot_words<R, kLargest>(group, column, begin, end, rows, 0, acc);
+  }
+}
+
+template <int R>
+inline void accumulate(const float* weight_scale, const uint8_t* const* rows, int sums_offset, const __m256i (*acc)[2],
+                       __m256 (*sums)[2]) {
+  const __m256 s0 = _mm256_load_ps(weight_scale), s1 = _mm256_load_ps(weight_scale + 8);
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+    const __m256 a = _mm256_set1_ps(reinterpret_cast<const GroupSums*>(rows[r] + sums_offset)->scale);
+    sums[r][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][0]), _mm256_mul_ps(s0, a), sums[r][0]);
+    sums[r][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][1]), _mm256_mul_ps(s1, a), sums[r][1]);
+  }
+}
+
+template <int R, GroupKind K, Precision P>
+inline void tile_group(const Int8Group& group, int column, const uint8_t* const* rows, __m256 (*sums)[2]) {
+  constexpr int kSums = (P == Precision::High ? 2 : 1) * kGroup;
+  const auto row_sums = [&](int r) { return reinterpret_cast<const GroupSums*>(rows[r] + kSums); };
+  int32_t start[R];
+  __m256i acc[R][2];
+  if constexpr (K == GroupKind::Halves) {
+    TAMPU_UNROLL for (int r = 0; r < R; ++r) start[r] = row_sums(r)->minus32_low;
+    group_dot<R, 63, P>(group, column, 0, 4, rows, start, acc);
+    accumulate<R>(group.scale + column, rows, kSums, acc, sums);
+    TAMPU_UNROLL for (int r = 0; r < R; ++r) start[r] = 4 * row_sums(r)->minus8 - row_sums(r)->minus32_low;
+    group_dot<R, 63, P>(group, column, 4, 8, rows, start, acc);
+    accumulate<R>(group.extra + column, rows, kSums, acc, sums);
+  } else {
+    constexpr int kLargest = K == GroupKind::Offset8 ? 15 : K == GroupKind::Minimum ? 31 : 255;
+    TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+      start[r] = K == GroupKind::Offset8 ? row_sums(r)->minus8 : K == GroupKind::Offset128 ? 16 * row_sums(r)->minus8 : 0;
+    }
+    group_dot<R, kLargest, P>(group, column, 0, 8, rows, start, acc);
+    accumulate<R>(group.scale + column, rows, kSums, acc, sums);
+    if constexpr (K == GroupKind::Minimum) {
+      const __m256 m0 = _mm256_load_ps(group.extra + column), m1 = _mm256_load_ps(group.extra + column + 8);
+      TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+        const __m256 a = _mm256_set1_ps(row_sums(r)->scaled_sum);
+        sums[r][0] = _mm256_fmadd_ps(m0, a, sums[r][0]);
+        sums[r][1] = _mm256_fmadd_ps(m1, a, sums[r][1]);
+      }
+    }
+  }
+}
+
+template <int R, GroupKind K, Precision P>
+void int8_tile_of(const Int8Group* groups, int num_groups, const uint8_t* activations, size_t stride,
+                  const TileOutput& output) {
+  constexpr size_t kRecord = P == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
+  for (int column = 0; column < kPanel; column += kColumns) {
+    const uint8_t* rows[R];
+    TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] = activations + r * stride;
+    __m256 sums[R][2];
+    load_sums<R>(output, column, sums);
+    for (int g = 0; g < num_groups; ++g) {
+      tile_group<R, K, P>(groups[g], column, rows, sums);
+      TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] += kRecord;
+    }
+    store_sums<R>(output, column, sums);
+  }
+}
+
+template <int R>
+void float_tile_of(const float (*weights)[kPanel], int num_k, const uint8_t* activations, size_t stride,
+                   const TileOutput& output) {
+  for (int column = 0; column < kPanel; column += kColumns) {
+    const float* rows[R];
+    TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] = reinterpret_cast<const float*>(activations + r * stride);
+    __m256 sums[R][2];
+    load_sums<R>(output, column, sums);
+    for (int k = 0; k < num_k; ++k) {
+      const __m256 w0 = _mm256_load_ps(weights[k] + column), w1 = _mm256_load_ps(weights[k] + column + 8);
+      TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+        const __m256 a = _mm256_set1_ps(rows[r][k]);
+        sums[r][0] = _mm256_fmadd_ps(w0, a, sums[r][0]);
+        sums[r][1] = _mm256_fmadd_ps(w1, a, sums[r][1]);
+      }
+    }
+    store_sums<R>(output, column, sums);
+  }
+}
+
+using Int8Tile = void (*)(const Int8Group*, int, const uint8_t*, size_t, const TileOutput&);
+using FloatTile = void (*)(const float (*)[kPanel], int, const uint8_t*, size_t, const TileOutput&);
+
+template <GroupKind K>
+Int8Tile int8_tile_of_kind(Precision precision, int rows) {
+  static constexpr Int8Tile normal[] = {int8_tile_of<1, K, Precision::Normal>, int8_tile_of<2, K, Precision::Normal>,
+                                        int8_tile_of<3, K, Precision::Normal>};
+  static constexpr Int8Tile high[] = {int8_tile_of<1, K, Precision::High>, int8_tile_of<2, K, Precision::High>,
+                                      int8_tile_of<3, K, Precision::High>};
+  return (precision == Precision::High ? high : normal)[rows - 1];
+}
+
+struct Avx2 {
+  static constexpr int kInt8Rows = 3, kFloatRows = 6;
+
+  static void halves(const uint16_t* source, float* out) {
+    TAMPU_UNROLL for (int i = 0; i < kPanel; i += 8)
+      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i))));
+  }
+
+  static void int8_tile(GroupKind kind, Precision precision, int rows, const Int8Group* groups, int num_groups,
+                        const uint8_t* activations, size_t stride, const TileOutput& output) {
+    const auto tile = kind == GroupKind::Offset8     ? int8_tile_of_kind<GroupKind::Offset8>(precision, rows)
+                      : kind == GroupKind::Offset128 ? int8_tile_of_kind<GroupKind::Offset128>(precision, rows)
+                      : kind == GroupKind::Minimum   ? int8_tile_of_kind<GroupKind::Minimum>(precision, rows)
+                                                     : int8_tile_of_kind<GroupKind::Halves>(precision, rows);
+    tile(groups, num_groups, activations, stride, output);
+  }
+
+  static void float_tile(int rows, const float (*weights)[kPanel], int num_k, const uint8_t* activations,
+                         size_t stride, const TileOutput& output) {
+    static constexpr FloatTile tiles[] = {float_tile_of<1>, float_tile_of<2>, float_tile_of<3>,
+                                          float_tile_of<4>, float_tile_of<5>, float_tile_of<6>};
+    tiles[rows - 1](weights, num_k, activations, stride, output);
+  }
+};
+
+inline int32_t add_lanes(__m256i v) {
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+inline uint32_t largest_magnitude(const __m256* x) {
+  const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+  __m256i m = _mm256_setzero_si256();
+  TAMPU_UNROLL for (int i = 0; i < 4; ++i) m = _mm256_max_epu32(m, _mm256_and_si256(_mm256_castps_si256(x[i]), mask));
+  __m128i s = _mm_max_epu32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+  s = _mm_max_epu32(s, _mm_shuffle_epi32(s, 0x4e));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(s, _mm_shuffle_epi32(s, 0xb1))));
+}
+
+// The low bytes of 32 integers, in order.
+inline void store_bytes(const __m256i* q, int8_t* out) {
+  const __m256i mask = _mm256_set1_epi32(0xff);
+  const __m256i a = _mm256_packus_epi32(_mm256_and_si256(q[0], mask), _mm256_and_si256(q[1], mask));
+  const __m256i b = _mm256_packus_epi32(_mm256_and_si256(q[2], mask), _mm256_and_si256(q[3], mask));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
+}
+
+// Rounds to nearest even; zero where the group has no usable scale.
+template <class Record, class Store>
+inline void quantize_groups(const float* x, int k, float levels, Record* out, const Store& store) {
+  for (int g = 0; g < k / kGroup; ++g, x += kGroup) {
+    __m256 v[4];
+    TAMPU_UNROLL for (int i = 0; i < 4; ++i) v[i] = _mm256_loadu_ps(x + 8 * i);
+    const GroupScale scale = group_scale(largest_magnitude(v), levels);
+    __m256i q[4];
+    TAMPU_UNROLL for (int i = 0; i < 4; ++i) {
+      q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(scale.inverse)));
+      if (scale.inverse == 0.0f) q[i] = _mm256_setzero_si256();
+    }
+    store(out[g], q);
+    const int32_t low = add_lanes(_mm256_add_epi32(q[0], q[1])), high = add_lanes(_mm256_add_epi32(q[2], q[3]));
+    set_sums(out[g].sums, scale.scale, low + high, low);
+  }
+}
+
+void quantize_normal(const float* x, int k, Int8Record* out) {
+  quantize_groups(x, k, kNormalLevels, out, [](Int8Record& record, const __m256i* q) { store_bytes(q, record.q); });
+}
+
+void quantize_high(const float* x, int k, Int16Record* out) {
+  quantize_groups(x, k, kHighLevels, out, [](Int16Record& record, const __m256i* q) {
+    __m256i high[4];
+    for (int i = 0; i < 4; ++i) high[i] = _mm256_srai_epi32(_mm256_add_epi32(q[i], _mm256_set1_epi32(128)), 8);
+    store_bytes(high, record.high);
+    store_bytes(q, record.low);   // the low byte of q is q - 256 * high
+  });
+}
+
+// e^x for 8 values: 2^n * polynomial on [-ln2/2, ln2/2], relative error below 2e-7. NaN stays NaN.
+inline __m256 exp_ps(__m256 x) {
+  x = _mm256_min_ps(_mm256_set1_ps(88.0f), _mm256_max_ps(_mm256_set1_ps(-87.0f), x));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+  __m256 p = _mm256_set1_ps(1.3981999507e-3f);
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
+  p = _mm256_fmadd_ps(_mm256_mul_ps(p, r), r, _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
+}
+
+inline __m256 silu_mul8(__m256 gate, __m256 up) {
+  const __m256 e = exp_ps(_mm256_sub_ps(_mm256_setzero_ps(), gate));
+  return _mm256_mul_ps(_mm256_div_ps(gate, _mm256_add_ps(_mm256_set1_ps(1.0f), e)), up);
+}
+
+void silu_mul_row(const float* gate, const float* up, int n, float* out) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, silu_mul8(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(up + i)));
+  if (i == n) return;
+  alignas(32) float g[8] = {}, u[8] = {}, y[8];
+  for (int j = i; j < n; ++j) g[j - i] = gate[j], u[j - i] = up[j];
+  _mm256_store_ps(y, silu_mul8(_mm256_load_ps(g), _mm256_load_ps(u)));
+  for (int j = i; j < n; ++j) out[j] = y[j - i];
+}
+
+}  // namespace
+
+const KernelTable& avx2_kernels() {
+  static constexpr KernelTable table{matmul_int8<Avx2>, matmul_f32<Avx2>, quantize_normal, quantize_high, silu_mul_row};
+  return table;
+}
+
+}  // namespace tampu::detail
