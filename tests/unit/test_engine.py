@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -14,7 +14,6 @@ from simulated_runner import SimulatedRunner, random_request, solo_tokens
 from tampu.core.config import EngineConfig
 from tampu.core.errors import (
     AdapterError,
-    CheckpointError,
     ConfigError,
     ContextLengthError,
     EngineDeadError,
@@ -88,6 +87,7 @@ class GatedRunner(ScriptedRunner):
 
 @contextmanager
 def running(runner: ModelRunner, config: EngineConfig | None = None, **settings: int) -> Iterator[tuple[Engine, Inbox]]:
+    runner.load()
     engine, inbox = Engine(runner, config or EngineConfig(), **settings), Inbox()
     engine.start(inbox.deliver)
     try:
@@ -99,6 +99,12 @@ def running(runner: ModelRunner, config: EngineConfig | None = None, **settings:
     assert inbox.faults == []
     assert engine._active == {}
     assert engine._inbox == []
+
+
+def scripted(reply: Callable[[Request], Sequence[int]] | None = None, *, num_blocks: int = 1024) -> ScriptedRunner:
+    runner = ScriptedRunner(reply, num_blocks=num_blocks)
+    runner.load()
+    return runner
 
 
 def request(request_id: str = "a", num_prompt: int = 3, max_tokens: int = 4, **rest: object) -> Request:
@@ -144,7 +150,7 @@ def test_one_delivery_for_each_step_at_most() -> None:
 
 
 def test_a_finished_id_may_be_used_again_from_within_the_delivery() -> None:
-    engine = Engine(ScriptedRunner(lambda request: [1]), EngineConfig())
+    engine = Engine(scripted(lambda request: [1]), EngineConfig())
     done = threading.Event()
     rounds: list[RequestOutput] = []
 
@@ -317,32 +323,13 @@ def test_a_failure_reaches_every_waiter_and_every_later_caller() -> None:
         assert engine.drain(0.0), "nothing is left to wait for"
 
 
-def test_a_runner_that_cannot_load_is_reported_to_the_starter() -> None:
-    class Broken(ScriptedRunner):
-        def load(self) -> None:
-            raise CheckpointError("model.gguf", "is truncated")
-
-    runner, engine = Broken(), Engine(Broken(), EngineConfig())
-    engine = Engine(runner, EngineConfig())
-    with pytest.raises(CheckpointError, match="truncated"):
-        engine.start(lambda outputs: None)
-    wait_for_end(engine)
-    assert runner.is_closed
-    assert "truncated" in (engine.health().failure or "")
-    with pytest.raises(EngineDeadError):
-        engine.submit(request())
-    engine.close()
-
-
 def test_a_cache_without_blocks_is_a_configuration_error() -> None:
-    engine = Engine(ScriptedRunner(num_blocks=0), EngineConfig())
     with pytest.raises(ConfigError, match="kv_cache_bytes"):
-        engine.start(lambda outputs: None)
-    engine.close()
+        Engine(scripted(num_blocks=0), EngineConfig())
 
 
 def test_a_listener_that_raises_fails_the_engine_and_hangs_nobody() -> None:
-    engine = Engine(ScriptedRunner(lambda request: [1, 2, 3]), EngineConfig())
+    engine = Engine(scripted(lambda request: [1, 2, 3]), EngineConfig())
     received: list[RequestOutput] = []
 
     def deliver(outputs: list[RequestOutput]) -> None:
@@ -401,7 +388,7 @@ def test_what_is_not_finished_at_the_end_is_told_so(how: str) -> None:
 
 
 def test_close_from_within_the_delivery() -> None:
-    engine = Engine(ScriptedRunner(lambda request: range(1, 1000)), EngineConfig())
+    engine = Engine(scripted(lambda request: range(1, 1000)), EngineConfig())
     inbox = Inbox()
 
     def deliver(outputs: list[RequestOutput]) -> None:
@@ -415,9 +402,14 @@ def test_close_from_within_the_delivery() -> None:
 
 
 def test_close_without_start() -> None:
-    engine = Engine(ScriptedRunner(), EngineConfig())
+    runner = scripted()
+    engine = Engine(runner, EngineConfig())
+    assert engine.max_model_len == 1024 * 16
     assert not engine.health().is_ready
+    with pytest.raises(EngineDeadError, match="not running"):
+        engine.submit(request())
     engine.close()
+    assert runner.is_closed
     assert not engine.health().is_alive
 
 
@@ -437,7 +429,7 @@ def test_adapters_are_loaded_between_steps() -> None:
 
 def test_an_idle_engine_sleeps_until_it_is_called() -> None:
     """No polling: between two requests the thread waits once, without a time limit."""
-    engine, inbox = Engine(ScriptedRunner(lambda request: [1]), EngineConfig()), Inbox()
+    engine, inbox = Engine(scripted(lambda request: [1]), EngineConfig()), Inbox()
     waits: list[float | None] = []
     wait = engine._changed.wait
 
@@ -486,7 +478,6 @@ def test_random_traffic_from_several_threads(seed: int) -> None:
             thread.join(WAIT_S)
         assert engine.drain(WAIT_S)
         scheduler = engine._scheduler
-        assert scheduler is not None
         for item in (item for plan in plans for item in plan):
             expected = solo_tokens(item, engine.max_model_len)
             end = inbox.end_of(item.request_id)

@@ -56,32 +56,37 @@ _Command = _Submit | _Abort | _AddAdapter
 
 
 class Engine:
-    """One runner, one scheduler, one thread. All methods may be called from any thread.
+    """One loaded runner, one scheduler, one thread. All methods may be called from any thread.
 
-    `model_max_len` is the longest sequence the model allows, `vocab_size` the number of token ids it knows; None means
-    that the caller answers for both. `preempt_every` is for tests, see `Scheduler`.
+    From `start` on the runner belongs to the engine's thread, which also closes it. `model_max_len` is the longest
+    sequence the model allows, `vocab_size` the number of token ids it knows; None means that the caller answers for
+    both. `preempt_every` is for tests, see `Scheduler`. Raises ConfigError when the KV cache cannot hold any request.
     """
 
     def __init__(
         self,
         runner: ModelRunner,
         config: EngineConfig,
-        *,
         model_max_len: int | None = None,
+        *,
         vocab_size: int | None = None,
         preempt_every: int = 0,
     ) -> None:
+        num_blocks = runner.num_blocks()
+        limits = [num_blocks * config.block_size]
+        limits += [limit for limit in (model_max_len, config.max_model_len) if limit is not None]
+        if min(limits) < 2:
+            raise ConfigError("kv_cache_bytes", f"{num_blocks} blocks of KV cache cannot hold a request: give it more")
         self._runner = runner
         self._config = config
-        self._model_max_len = model_max_len
         self._vocab_size = vocab_size
-        self._preempt_every = preempt_every
         self._deliver: Deliver = _discard
         self._thread: threading.Thread | None = None
-        self._scheduler: Scheduler | None = None  # touched by the engine's thread only
-        self._undelivered: list[RequestOutput] = []  # engine's thread only
-        self._num_aborts = 0  # engine's thread only
-        self._runner_seconds = 0.0  # engine's thread only
+        # The next four are touched by the engine's thread only, once it runs.
+        self._scheduler = Scheduler(config, num_blocks, min(limits), preempt_every=preempt_every)
+        self._undelivered: list[RequestOutput] = []
+        self._num_aborts = 0
+        self._runner_seconds = 0.0
 
         self._changed = threading.Condition()  # guards everything below
         self._inbox: list[_Command] = []
@@ -89,26 +94,24 @@ class Engine:
         self._active: dict[str, None] = {}  # accepted, no terminal output delivered; in order of submission
         self._is_delivering = False
         self._lora_ids: set[str] = set()
-        self._is_loaded = False
+        self._is_started = False
         self._is_draining = False
         self._is_closing = False
         self._failure: str | None = None
-        self._stats = EngineStats()
+        self._stats = self._snapshot()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def start(self, deliver: Deliver) -> None:
-        """Load the runner on the engine's thread and begin to serve; returns when it is ready.
-
-        `deliver` is called on the engine's thread, at most once per step; it must neither block nor raise. Raises what
-        `runner.load` raises, and ConfigError when the KV cache cannot hold any request.
-        """
-        assert self._thread is None, "an engine starts once"
-        self._deliver = deliver
-        loaded: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(loaded,), name="tampu-engine", daemon=True)
-        self._thread.start()
-        loaded.result()
+        """Begin to serve. `deliver` is called on the engine's thread, at most once per step; it must neither block nor
+        raise."""
+        with self._changed:
+            assert self._thread is None, "an engine starts once"
+            assert not self._is_closing
+            self._deliver = deliver
+            self._is_started = True
+            self._thread = threading.Thread(target=self._run, name="tampu-engine", daemon=True)
+            self._thread.start()
 
     def drain(self, timeout_s: float) -> bool:
         """Accept nothing more and wait for what was accepted; after the time-out the rest ends with an error.
@@ -131,6 +134,8 @@ class Engine:
     def close(self) -> None:
         """Stop now. Requests that are not finished end with RequestAbortedError. Idempotent."""
         with self._changed:
+            if self._thread is None and not self._is_closing:
+                self._runner.close()
             self._is_closing = True
             self._changed.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -140,8 +145,7 @@ class Engine:
 
     @property
     def max_model_len(self) -> int:
-        """The longest sequence, prompt and output together, that can be served here; known once started."""
-        assert self._scheduler is not None, "the engine is not started"
+        """The longest sequence, prompt and output together, that can be served here, in tokens."""
         return self._scheduler.max_model_len
 
     def submit(self, request: Request) -> None:
@@ -190,17 +194,17 @@ class Engine:
         """Alive until it failed or was closed; ready while it accepts requests."""
         with self._changed:
             is_alive = self._failure is None and not self._is_closing
-            return EngineHealth(is_alive, is_alive and self._is_loaded and not self._is_draining, self._failure)
+            return EngineHealth(is_alive, is_alive and self._is_started and not self._is_draining, self._failure)
 
     # -- callers' side, under the lock --------------------------------------------------------------------------------
 
     def _is_serving(self) -> bool:
-        return self._is_loaded and self._failure is None and not self._is_closing
+        return self._is_started and self._failure is None and not self._is_closing
 
     def _refuse_if_down(self) -> None:
         if self._failure is not None:
             raise EngineDeadError(self._failure)
-        if self._is_closing or not self._is_loaded:
+        if self._is_closing or not self._is_started:
             raise EngineDeadError("The engine is not running.")
         if self._is_draining:
             raise OverloadedError("The server is shutting down and accepts no new requests.")
@@ -231,48 +235,26 @@ class Engine:
 
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
-    def _run(self, loaded: Future[None]) -> None:
-        try:
-            self._load()
-        except BaseException as error:
-            with self._changed:
-                self._failure = f"The engine could not start: {error}"
-            self._runner.close()
-            loaded.set_exception(error)
-            return
-        loaded.set_result(None)
+    def _run(self) -> None:
         try:
             while self._step():
                 pass
         except BaseException as error:
             self._fail(error)
         finally:
-            self._scheduler_shutdown()
+            self._leave()
             self._runner.close()
-
-    def _load(self) -> None:
-        self._runner.load()
-        num_blocks = self._runner.num_blocks()
-        limits = [num_blocks * self._config.block_size]
-        limits += [limit for limit in (self._model_max_len, self._config.max_model_len) if limit is not None]
-        if min(limits) < 2:
-            raise ConfigError("kv_cache_bytes", f"{num_blocks} blocks of KV cache cannot hold a request: give it more")
-        self._scheduler = Scheduler(self._config, num_blocks, min(limits), preempt_every=self._preempt_every)
-        with self._changed:
-            self._is_loaded = True
-            self._stats = self._snapshot(self._scheduler)
 
     def _step(self) -> bool:
         """Wait for work, obey commands, run one step, deliver. False when the engine is to stop."""
         scheduler = self._scheduler
-        assert scheduler is not None
         with self._changed:
             while not (self._inbox or scheduler.has_work or self._is_closing):
                 self._changed.wait()
             commands, self._inbox = self._inbox, []
             is_closing = self._is_closing
         for command in commands:
-            self._obey(scheduler, command, is_closing=is_closing)
+            self._obey(command, is_closing=is_closing)
         if is_closing:
             scheduler.abort_all(RequestAbortedError("The server is shutting down."))
         scheduler_output = scheduler.schedule()
@@ -283,15 +265,15 @@ class Engine:
             scheduler.update(scheduler_output, step_output)
         outputs = scheduler.take_outputs()
         assert outputs or scheduler_output.scheduled or commands or not scheduler.has_work, "the scheduler is stuck"
-        self._hand_over(scheduler, outputs)
+        self._hand_over(outputs)
         return not is_closing
 
-    def _obey(self, scheduler: Scheduler, command: _Command, *, is_closing: bool) -> None:
+    def _obey(self, command: _Command, *, is_closing: bool) -> None:
         match command:
             case _Submit(request):
-                scheduler.add(request)
+                self._scheduler.add(request)
             case _Abort(request_id):
-                self._num_aborts += scheduler.abort(request_id)
+                self._num_aborts += self._scheduler.abort(request_id)
             case _AddAdapter(lora_id, path, done):
                 if is_closing:
                     done.set_exception(EngineDeadError("The engine is not running."))
@@ -308,11 +290,11 @@ class Engine:
                     self._lora_ids.add(lora_id)
                 done.set_result(None)
 
-    def _hand_over(self, scheduler: Scheduler, outputs: list[RequestOutput]) -> None:
+    def _hand_over(self, outputs: list[RequestOutput]) -> None:
         """Publish the snapshot and deliver. A terminal output leaves `_active` first, so that its id may be reused at
         once, but stays in `_undelivered` in case that `deliver` fails."""
         self._undelivered = outputs
-        snapshot = self._snapshot(scheduler)
+        snapshot = self._snapshot()
         with self._changed:
             self._stats = snapshot
             self._is_delivering = True
@@ -328,7 +310,8 @@ class Engine:
             if not self._active:
                 self._changed.notify_all()  # wakes drain
 
-    def _snapshot(self, scheduler: Scheduler) -> EngineStats:
+    def _snapshot(self) -> EngineStats:
+        scheduler = self._scheduler
         pool = scheduler.pool
         return EngineStats(
             num_running=len(scheduler.running),
@@ -362,7 +345,7 @@ class Engine:
                 # The listener itself is broken; `health` tells whoever still asks.
                 return
 
-    def _scheduler_shutdown(self) -> None:
+    def _leave(self) -> None:
         """Nothing is left behind: commands that arrived too late are answered."""
         with self._changed:
             self._is_closing = True
