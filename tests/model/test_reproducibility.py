@@ -9,11 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-from checkpoints import TINY, random_weights, write_gguf
 
+from checkpoints import TINY, random_weights, write_gguf
 from tampu.core.config import EngineConfig
 from tampu.core.request import Request
 from tampu.core.sampling_params import SamplingParams
