@@ -3,6 +3,10 @@
 
 namespace tampu {
 void bind_linear(nanobind::module_& m);
-}
+void bind_runner(nanobind::module_& m);
+}  // namespace tampu
 
-NB_MODULE(_native, m) { tampu::bind_linear(m); }
+NB_MODULE(_native, m) {
+  tampu::bind_linear(m);
+  tampu::bind_runner(m);
+}

@@ -1,1 +1,1 @@
-"""The loop and its thread: requests in, token ids out. Never sees text, tensors or HTTP."""
+"""Placeholder docstring, replaced by the owner of this package."""
