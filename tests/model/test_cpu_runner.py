@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from checkpoints import LLAMA31_SCALING, TINY, TINY_256, random_weights, write_gguf
 
+from checkpoints import LLAMA31_SCALING, TINY, TINY_256, random_weights, write_gguf
 from tampu import _native
 from tampu.core.config import CpuRunnerConfig, EngineConfig
 from tampu.core.errors import AdapterError, CheckpointError, ConfigError

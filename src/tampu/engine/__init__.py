@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the owner of this package."""
+"""The loop and its thread: requests in, token ids out. Never sees text, tensors or HTTP."""

@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the owner of this package."""
+"""Block ids: who holds them, which of them can be found again by their tokens. Never sees the memory behind an id."""

@@ -1,0 +1,326 @@
+"""Finds tool calls in the text of an answer, as it arrives. Knows the forms models write calls in, not what calls do.
+
+Recognised: JSON objects `{"name": ..., "parameters" | "arguments": {...}}`, with `"type": "function"` and wrapped in
+`"function"`, bare or in an array, in <tool_call> tags, in a ```json fence, after <|python_tag|>, several of them with
+`;`, `,` or blanks between, with prose around. Everything else is text, and stays text: one pass, no backtracking, and
+nothing is held back that can no longer be a call.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tampu.core.chat import ToolCall, ToolSpec
+from tampu.text.json_scanner import JsonScanner, Scan
+
+CALL_KEYS = ("name", "parameters", "arguments", "type", "function", "id")
+_OPENING_TAGS = ("<|python_tag|>", "<tool_call>")
+_CLOSING_TAG = "</tool_call>"
+_FENCE = "```"
+_SEPARATORS = ";, \t\r\n"
+_FENCE_LANGUAGES = ("", "json", "JSON", "tool_call")
+_PROSE = re.compile(r"[^\s{\[<`]+")
+_BLANKS = re.compile(r"\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """Text of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """A complete call to an offered tool. `call.call_id` is empty; `raw` is the JSON object as the model wrote it."""
+
+    call: ToolCall
+    raw: str
+
+
+Piece = TextPiece | ToolCallPiece
+
+
+class ToolCallParser:
+    """Cuts one answer into text and calls to the offered tools.
+
+    Feed the detokenized text (with the template's `shown_special_names` shown). The pieces, neighbouring texts joined,
+    do not depend on how the text was cut. Dropped, and delivered nowhere: what belongs to a call's notation only, that
+    is tags, fences and array brackets around calls, and blanks, `;` and `,` before, between and after them.
+    """
+
+    def __init__(self, tools: Sequence[ToolSpec]) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+        self._pieces: list[Piece] = []
+        self._text: list[str] = []  # certain text, not yet a piece
+        self._gap: list[str] = []  # blanks, separators and openers that belong to a call, if one follows
+        self._tag = ""  # the beginning of a tag or a fence, also a part of the gap
+        self._opened: set[str] = set()  # openers in the gap, by what closes them
+        self._open: set[str] = set()  # openers of calls already delivered, by what closes them
+        self._is_after_call = False  # only gap since the last call
+        self._is_in_fence = False  # inside a fence that was delivered as text
+        self._scanner: JsonScanner | None = None
+        self._base = 0  # depth of the scanner at which calls lie: 0, or 1 in an array
+        self._is_call = False  # what is scanned may still be a call; else it is text, and only its end matters
+        self._raw: list[str] = []  # what was scanned of it
+
+    def feed(self, text: str) -> list[Piece]:
+        """What became certain with this piece of text."""
+        position = 0
+        while position < len(text):
+            if self._scanner is not None:
+                position = self._scan(self._scanner, text, position)
+            elif self._tag:
+                position = self._in_tag(text[position], position)
+            else:
+                position = self._between(text, position)
+        return self._take()
+
+    def finish(self) -> list[Piece]:
+        """What was still held back, as text: an unfinished call, a lone opener. Call once, at the end."""
+        held = "".join(self._raw)
+        if self._is_after_call and not self._tag and not self._opened and not held.strip(_SEPARATORS):
+            self._gap.clear()
+            self._raw.clear()
+        self._give_up()
+        return self._take()
+
+    def _take(self) -> list[Piece]:
+        self._flush_text()
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def _flush_text(self) -> None:
+        if self._text:
+            self._pieces.append(TextPiece("".join(self._text)))
+            self._text.clear()
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._is_after_call = False
+            self._text.append(text)
+
+    def _give_up(self) -> None:
+        """What is held back is text after all."""
+        if _FENCE in self._opened:
+            self._is_in_fence = True
+        held = "".join((*self._gap, self._tag, *self._raw))
+        self._tag, self._scanner = "", None
+        self._gap.clear()
+        self._raw.clear()
+        self._opened.clear()
+        self._say(held)
+
+    # --- outside JSON ---------------------------------------------------------------------------------------------
+
+    def _between(self, text: str, position: int) -> int:
+        if prose := _PROSE.match(text, position):
+            run = prose.group()
+            if self._is_after_call:
+                rest = run.lstrip(";,")
+                self._gap.append(run[: len(run) - len(rest)])
+                run = rest
+            if run:
+                self._give_up()
+                self._say(run)
+            return prose.end()
+        if blanks := _BLANKS.match(text, position):
+            self._gap.append(blanks.group())
+            return blanks.end()
+        char = text[position]
+        if char in "{[":
+            self._scanner = JsonScanner(is_lenient=True)
+            self._base = 0 if char == "{" else 1
+            self._is_call = True
+            return position
+        self._tag = char
+        return position + 1
+
+    def _in_tag(self, char: str, position: int) -> int:
+        """One more character of something that began with < or `."""
+        if self._tag.startswith("`"):
+            return self._in_fence(char, position)
+        tag = self._tag + char
+        known = (*_OPENING_TAGS, _CLOSING_TAG)
+        if tag not in known:
+            if any(name.startswith(tag) for name in known):
+                self._tag = tag
+                return position + 1
+            self._give_up()
+            return position
+        self._tag = ""
+        if tag in self._open:
+            self._close(tag)
+            return position + 1
+        self._gap.append(tag)
+        if tag == _CLOSING_TAG:
+            self._give_up()
+        else:
+            self._opened.add(_CLOSING_TAG if tag == "<tool_call>" else tag)
+        return position + 1
+
+    def _in_fence(self, char: str, position: int) -> int:
+        tag = self._tag + char
+        if len(tag) < len(_FENCE) and char == "`":
+            self._tag = tag
+        elif len(tag) == len(_FENCE) and char == "`":
+            self._tag = tag
+            if _FENCE in self._open:
+                self._tag = ""
+                self._close(_FENCE)
+            elif self._is_in_fence:
+                self._is_in_fence = False
+                self._give_up()
+        elif len(tag) > len(_FENCE) and any(language.startswith(tag[3:]) for language in _FENCE_LANGUAGES):
+            self._tag = tag
+        elif tag[3:-1] in _FENCE_LANGUAGES and self._tag.startswith(_FENCE) and (char in "{[" or char.isspace()):
+            self._gap.append(self._tag)
+            self._tag = ""
+            self._opened.add(_FENCE)
+            return position
+        else:
+            if self._tag.startswith(_FENCE):
+                self._is_in_fence = True
+            self._give_up()
+            return position
+        return position + 1
+
+    def _close(self, closer: str) -> None:
+        """The closing tag or fence of a delivered call: dropped, with the blanks and separators before it."""
+        self._open.discard(closer)
+        if self._is_after_call and not self._opened:
+            self._gap.clear()
+        else:
+            self._give_up()
+
+    # --- inside JSON ----------------------------------------------------------------------------------------------
+
+    def _scan(self, scanner: JsonScanner, text: str, position: int) -> int:
+        event, end = scanner.step(text, position)
+        if self._is_call:
+            self._raw.append(text[position:end])
+        else:
+            self._say(text[position:end])
+        if event is Scan.BROKEN:
+            self._give_up()
+        elif self._is_call:
+            self._judge(scanner, event)
+        if event is Scan.DONE:
+            self._scanner = None
+        return end
+
+    def _judge(self, scanner: JsonScanner, event: Scan) -> None:
+        """Decide whether what is scanned is a call, can be one, or is text."""
+        depth = scanner.depth - self._base  # 0 = between calls, 1 = directly in a call's object, -1 = after an array
+        match event:
+            case Scan.KEY if depth == 1 and scanner.key not in CALL_KEYS:
+                self._is_text()
+            case Scan.MORE if depth == 1 and scanner.is_in_key:
+                if not any(key.startswith(scanner.key) for key in CALL_KEYS):
+                    self._is_text()
+            case Scan.OPEN if self._base == 1 and depth == (0 if scanner.is_in_scalar else 1):
+                if not scanner.is_in_object:  # an array of something else
+                    self._is_text()
+            case Scan.VALUE | Scan.DONE if depth == 0:
+                self._call_ended()
+            case Scan.DONE:
+                if self._is_after_call and "".join(self._raw).strip() == "]":
+                    self._raw.clear()
+                else:
+                    self._is_text()
+
+    def _call_ended(self) -> None:
+        held = "".join(self._raw)
+        raw = held[held.index("{") :]
+        call = self._parse(raw)
+        if call is None:
+            self._is_text()
+            return
+        self._flush_text()
+        self._pieces.append(ToolCallPiece(call, raw))
+        self._gap.clear()
+        self._raw.clear()
+        self._open |= self._opened
+        self._opened.clear()
+        self._is_after_call = True
+
+    def _is_text(self) -> None:
+        """What is scanned is no call: let it go, but follow it to its end, so that nothing inside is taken for one."""
+        scanner = self._scanner
+        assert scanner is not None
+        scanner.is_lenient = False
+        self._give_up()
+        self._scanner, self._is_call = scanner, False
+
+    def _parse(self, raw: str) -> ToolCall | None:
+        try:
+            return self._as_call(_loads(raw))
+        except (ValueError, RecursionError):
+            return None
+
+    def _as_call(self, value: dict[str, Any]) -> ToolCall | None:
+        """The value as a call to an offered tool. Raises ValueError or RecursionError for broken arguments."""
+        if not value.keys() <= set(CALL_KEYS) or value.get("type", "function") != "function":
+            return None
+        inner = value.get("function")
+        if isinstance(inner, dict):
+            if value.keys() - {"type", "function", "id"} or inner.keys() - {"name", "parameters", "arguments"}:
+                return None
+            value = inner
+        elif isinstance(inner, str) and "name" not in value:
+            value = {**value, "name": inner}
+        elif inner is not None:
+            return None
+        name = value.get("name")
+        tool = self._tools.get(name) if isinstance(name, str) else None
+        if tool is None or {"parameters", "arguments"} <= value.keys():
+            return None
+        if not {"parameters", "arguments"} & value.keys() and tool.parameters.get("required"):
+            return None
+        arguments = value.get("parameters", value.get("arguments"))
+        if isinstance(arguments, str):
+            arguments = _loads(arguments)
+        if arguments is None:
+            arguments = {}
+        return ToolCall(tool.name, arguments) if isinstance(arguments, dict) else None
+
+
+def parse_tool_calls(text: str, tools: Sequence[ToolSpec]) -> list[Piece]:
+    """All pieces of a complete text, neighbouring texts joined."""
+    parser = ToolCallParser(tools)
+    return join_texts([*parser.feed(text), *parser.finish()])
+
+
+def join_texts(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same pieces, neighbouring texts joined."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if isinstance(piece, TextPiece) and isinstance(last, TextPiece):
+            joined[-1] = TextPiece(last.text + piece.text)
+        else:
+            joined.append(piece)
+    return joined
+
+
+def _loads(text: str) -> Any:
+    r"""Parse JSON. Numbers must be finite; half a surrogate pair, from a `\ud800`-style escape, becomes U+FFFD."""
+    value = json.loads(text, strict=False, parse_float=_finite, parse_constant=_finite)
+    spelled = json.dumps(value, ensure_ascii=False)
+    try:
+        spelled.encode()
+    except UnicodeEncodeError:
+        return json.loads(spelled.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return value
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is not a finite number")
+    return value
