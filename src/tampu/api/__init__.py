@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the owner of this package."""
+"""HTTP only: routes, wire schemas, envelopes, limits. Never sees token ids, tensors or the engine's insides."""

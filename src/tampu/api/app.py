@@ -1,0 +1,83 @@
+"""The app factory: routers, error envelopes, the outermost gate. Builds nothing that outlives the app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+import tampu
+from tampu.api import operations, workers_ai
+from tampu.api.config import ServerConfig
+from tampu.api.context import AppContext, Authorize
+from tampu.api.errors import ApiError, binding_body, openai_body, to_api_error, v4_body
+from tampu.api.middleware import RequestGate
+from tampu.api.replies import json_reply
+from tampu.core.errors import TampuError
+from tampu.serving.services import Services
+
+_ROUTERS = (operations.router, workers_ai.router)
+_BINDING_PREFIXES = ("/run", "/ai-gateway/", "/ai-api/")
+
+
+def create_app(services: Services, config: ServerConfig, *, authorize: Authorize | None = None) -> FastAPI:
+    """The ASGI app of one server. `authorize` None = everybody may do everything."""
+    app = FastAPI(
+        title="Tampu",
+        version=getattr(tampu, "__version__", "0"),
+        summary="Workers AI's wire formats over a local Llama engine.",
+        redirect_slashes=False,
+    )
+    context = AppContext(services, config, authorize or _allow_all)
+    app.state.context = context
+    for router in _ROUTERS:
+        app.include_router(router)
+
+    def render(scope: Scope, error: BaseException) -> Response:
+        return render_error(scope, error, context)
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        return render(request.scope, error)
+
+    app.add_exception_handler(TampuError, on_error)
+    app.add_exception_handler(HTTPException, on_error)
+    app.add_middleware(RequestGate, config=config, render_error=render)
+    return app
+
+
+def render_error(scope: Scope, error: BaseException, context: AppContext) -> Response:
+    """The error in the envelope of the protocol that the path belongs to."""
+    known = _routing_error(scope, error) if isinstance(error, HTTPException) else to_api_error(error)
+    context.services.metrics.count_refused(known.code)
+    request_id = scope["tampu.request_id"]
+    body = _envelope(scope["path"])(known, request_id, is_strict=context.config.is_strict)
+    headers = dict(known.headers)
+    if not known.kind.is_routing:
+        headers["cf-ai-req-id"] = request_id
+    return json_reply(body, status=known.status, headers=headers)
+
+
+def _envelope(path: str) -> Any:
+    if path.startswith(_BINDING_PREFIXES):
+        return binding_body
+    if path.startswith("/v1/") or path == "/v1" or "/ai/v1" in path:
+        return openai_body
+    return v4_body
+
+
+def _routing_error(scope: Scope, error: HTTPException) -> ApiError:
+    """What the hosted API layer says when no route takes a request."""
+    path = scope["path"]
+    if error.status_code == 405:
+        return ApiError(7001, scope["method"], headers=error.headers)
+    if path.startswith("/client/v4"):
+        return ApiError(7000)
+    return ApiError(7000, status=error.status_code, hint="See /docs for the routes of this server.")
+
+
+def _allow_all(scope: Scope, account_id: str | None, permission: str) -> None:
+    """The door-keeper of a server without tokens."""

@@ -1,0 +1,80 @@
+"""Request bodies: bounded while they arrive, parsed as JSON whatever the content type says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+
+from tampu.api.errors import ApiError
+
+
+async def read_body(request: Request, max_body_bytes: int) -> bytes:
+    """The whole body. Raises ApiError 3006 as soon as it is known to be too large, 3008 when the client goes away."""
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced) > max_body_bytes:
+        raise _too_large(max_body_bytes)
+    chunks = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > max_body_bytes:
+                raise _too_large(max_body_bytes)
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise ApiError(3008) from None
+    return b"".join(chunks)
+
+
+def _too_large(max_body_bytes: int) -> ApiError:
+    return ApiError(
+        3006,
+        f"the body is longer than {max_body_bytes} bytes",
+        hint="Send less, or raise the limit with --max-body-bytes.",
+    )
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON value of a body. Raises ApiError 3003 for an empty body, 5006 for anything that is not JSON.
+
+    As in JavaScript, a byte order mark is skipped and the last of two equal keys wins; an unpaired surrogate escape
+    becomes U+FFFD, because no tokenizer can read it.
+    """
+    if not body.strip():
+        raise ApiError(3003, "body", hint="Send a JSON object with 'prompt' or 'messages' as the request body.")
+    body = body.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        first_problem = error
+    try:
+        # The slow parser accepts what browsers do: unpaired surrogates, invalid UTF-8, numbers beyond 64 bits.
+        return _without_surrogates(json.loads(body.decode("utf-8", "replace"), parse_constant=_refuse_constant))
+    except (ValueError, RecursionError):
+        where = f"line {first_problem.lineno} column {first_problem.colno}"
+        raise ApiError(
+            5006,
+            f"the body is not valid JSON ({first_problem.msg}: {where})",
+            hint="Send one JSON object in UTF-8.",
+        ) from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return value
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,106 @@
+"""Options both protocols spell alike: stop, tool_choice, response_format. From JSON values to serving's values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tampu.core.errors import InvalidRequestError
+from tampu.serving.requests import ResponseFormat, ToolChoice
+
+MAX_STOP_STRINGS = 64
+_MAX_STOP_CHARS = 1024
+
+
+def parse_stop(value: Any, field: str = "stop") -> tuple[str, ...]:
+    """Stop strings: null, one string or an array of them. Empty strings are dropped: they would match everywhere.
+
+    Raises:
+        InvalidRequestError: for anything else, and for more or longer strings than we are ready to search for.
+    """
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise InvalidRequestError(field, f"'{field}' must be a string or an array of strings")
+    if len(stops) > MAX_STOP_STRINGS or any(len(stop) > _MAX_STOP_CHARS for stop in stops):
+        raise InvalidRequestError(
+            field, f"'{field}' must hold at most {MAX_STOP_STRINGS} strings of at most {_MAX_STOP_CHARS} characters"
+        )
+    return tuple(dict.fromkeys(stop for stop in stops if stop))
+
+
+def parse_tool_choice(value: Any, field: str = "tool_choice") -> ToolChoice:
+    """`auto`, `none`, `required` (also spelled `any`), a named function, or OpenAI's `allowed_tools`.
+
+    Raises:
+        InvalidRequestError: for anything else.
+    """
+    if value is None:
+        return ToolChoice()
+    if isinstance(value, str):
+        mode = "required" if value == "any" else value
+        if mode in ("auto", "none", "required"):
+            return ToolChoice(mode)
+    elif isinstance(value, dict):
+        if value.get("type") == "allowed_tools":
+            return _allowed_tools(value.get("allowed_tools", value), field)
+        name = _function_name(value)
+        if name is not None:
+            return ToolChoice("named", (name,))
+        if value.get("type") in ("auto", "none", "required", "any"):
+            return parse_tool_choice(value["type"], field)
+    raise InvalidRequestError(
+        field,
+        f'\'{field}\' must be "auto", "none", "required" or a function',
+        hint='To name a function send {"type": "function", "function": {"name": "..."}}.',
+    )
+
+
+def _allowed_tools(value: Any, field: str) -> ToolChoice:
+    tools = value.get("tools") if isinstance(value, dict) else None
+    names = [_function_name(tool) for tool in tools] if isinstance(tools, list) else []
+    known = tuple(name for name in names if name is not None)
+    if not known or len(known) != len(names) or value.get("mode", "auto") not in ("auto", "required"):
+        raise InvalidRequestError(field, f"'{field}/allowed_tools' must hold a mode and a list of functions")
+    return ToolChoice(value.get("mode", "auto"), known)
+
+
+def _function_name(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    function = value.get("function")
+    name = function.get("name") if isinstance(function, dict) else value.get("name")
+    return name if isinstance(name, str) and name else None
+
+
+def parse_response_format(value: Any, field: str = "response_format") -> ResponseFormat | None:
+    """JSON mode: `json_object`, or `json_schema` with a bare schema or in OpenAI's `{name, schema, strict}` wrapper.
+
+    Raises:
+        InvalidRequestError: for anything else.
+    """
+    if value is None:
+        return None
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return ResponseFormat()
+    if kind == "json_schema":
+        return _json_schema(value.get("json_schema", value.get("schema")), value, field)
+    raise InvalidRequestError(
+        field, f'\'{field}/type\' must be "text", "json_object" or "json_schema"', hint="Correct the type."
+    )
+
+
+def _json_schema(schema: Any, outer: dict[str, Any], field: str) -> ResponseFormat:
+    holder = outer
+    if isinstance(schema, dict) and isinstance(schema.get("schema"), dict | bool):
+        holder = schema
+        schema = schema["schema"]
+    if not isinstance(schema, dict | bool):
+        raise InvalidRequestError(
+            f"{field}/json_schema", f"'{field}/json_schema' must be a JSON schema", hint="Send the schema as an object."
+        )
+    name = holder.get("name")
+    return ResponseFormat(schema, name if isinstance(name, str) else "", holder.get("strict") is True)
