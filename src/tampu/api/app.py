@@ -12,8 +12,9 @@ from starlette.types import Scope
 
 import tampu
 from tampu.api import operations, workers_ai
+from tampu.api.auth import AccessControl, AccessMiddleware, AccessPolicy
 from tampu.api.config import ServerConfig
-from tampu.api.context import AppContext, Authorize
+from tampu.api.context import AppContext
 from tampu.api.errors import ApiError, binding_body, openai_body, to_api_error, v4_body
 from tampu.api.middleware import RequestGate
 from tampu.api.replies import json_reply
@@ -24,15 +25,15 @@ _ROUTERS = (operations.router, workers_ai.router)
 _BINDING_PREFIXES = ("/run", "/ai-gateway/", "/ai-api/")
 
 
-def create_app(services: Services, config: ServerConfig, *, authorize: Authorize | None = None) -> FastAPI:
-    """The ASGI app of one server. `authorize` None = everybody may do everything."""
+def create_app(services: Services, config: ServerConfig, *, access: AccessControl | None = None) -> FastAPI:
+    """The ASGI app of one server. `access` None = open to programs on this machine (see `auth`)."""
     app = FastAPI(
         title="Tampu",
         version=getattr(tampu, "__version__", "0"),
         summary="Workers AI's wire formats over a local Llama engine.",
         redirect_slashes=False,
     )
-    context = AppContext(services, config, authorize or _allow_all)
+    context = AppContext(services, config)
     app.state.context = context
     for router in _ROUTERS:
         app.include_router(router)
@@ -45,6 +46,8 @@ def create_app(services: Services, config: ServerConfig, *, authorize: Authorize
 
     app.add_exception_handler(TampuError, on_error)
     app.add_exception_handler(HTTPException, on_error)
+    policy = AccessPolicy(bind_host=config.host, is_strict=config.is_strict)
+    app.add_middleware(AccessMiddleware, access=access or AccessControl(policy, services.tokens))
     app.add_middleware(RequestGate, config=config, render_error=render)
     return app
 
@@ -77,7 +80,3 @@ def _routing_error(scope: Scope, error: HTTPException) -> ApiError:
     if path.startswith("/client/v4"):
         return ApiError(7000)
     return ApiError(7000, status=error.status_code, hint="See /docs for the routes of this server.")
-
-
-def _allow_all(scope: Scope, account_id: str | None, permission: str) -> None:
-    """The door-keeper of a server without tokens."""

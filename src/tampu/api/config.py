@@ -16,7 +16,6 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8900
     is_strict: bool = False  # refuse what the hosted service refuses, word for word
-    requires_token: bool = False  # every route but /health and /ready needs a known token
     max_body_bytes: int = 16 * 1024 * 1024
     max_header_bytes: int = 64 * 1024
     max_num_headers: int = 100

@@ -13,7 +13,7 @@ from tampu.core.chat import Message, ToolCall, ToolSpec
 from tampu.core.errors import InvalidRequestError
 
 _TEXT_PART_TYPES = (None, "text", "input_text", "output_text")
-_ROLES = {"developer": "system", "function": "tool"}
+_ROLES: dict[str, str] = {"developer": "system", "function": "tool"}
 
 
 def content_text(content: Any, field: str) -> str:
@@ -58,7 +58,7 @@ def parse_messages(messages: Sequence[Any], field: str = "messages") -> tuple[Me
             raise InvalidRequestError(
                 where, f"'{where}' must be an object with a role", hint='Send {"role", "content"}.'
             )
-        role: str = _ROLES.get(item["role"], item["role"])
+        role = _canonical_role(item["role"])
         text = content_text(item.get("content"), f"{where}/content")
         if role == "tool":
             call_id = item.get("tool_call_id")
@@ -76,6 +76,10 @@ def parse_messages(messages: Sequence[Any], field: str = "messages") -> tuple[Me
                 text, calls = "", calls or called
         parsed.append(Message(role, text, calls))
     return tuple(parsed)
+
+
+def _canonical_role(role: str) -> str:
+    return _ROLES.get(role, role)
 
 
 def _is_tool_turn(item: Any) -> bool:

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from starlette.requests import Request
 
-from tampu.api.context import AppContext, request_id_of
+from tampu.api.context import AppContext, request_id_of, tenant_of
 from tampu.api.errors import ApiError
 from tampu.api.native_answer import neurons, result_body, stream_frames
 from tampu.api.native_request import NativeRequest, parse_native_request
@@ -30,9 +30,7 @@ class NativeReply:
     notes: tuple[str, ...] = ()
 
 
-async def run_native(
-    request: Request, context: AppContext, *, model: str, payload: Any, options: Any, tenant: str = ""
-) -> NativeReply:
+async def run_native(request: Request, context: AppContext, *, model: str, payload: Any, options: Any) -> NativeReply:
     """Validate, generate, and put the answer into the native format.
 
     Raises:
@@ -42,13 +40,13 @@ async def run_native(
     if not services.model_card.accepts(model):
         raise UnknownModelError(model)
     request_id = request_id_of(request)
-    native = parse_native_request(payload, model=model, request_id=request_id, tenant=tenant, config=config)
+    native = parse_native_request(payload, model=model, request_id=request_id, tenant=tenant_of(request), config=config)
     is_json_mode = native.generate.response_format is not None
     if is_json_mode and native.is_stream and config.is_strict:
         raise ApiError(5023)
     if isinstance(options, dict) and options.get("rejectIfBusy") is True and services.engine.stats().num_waiting:
         raise ApiError(3040, hint="The server is busy and the request asked not to wait (rejectIfBusy).")
-    stream = cast("AsyncGenerator[Event, None]", services.generator.stream(native.generate))
+    stream = services.generator.stream(native.generate)
     if config.request_timeout_s is not None:
         stream = within(stream, config.request_timeout_s)
     if native.is_stream:

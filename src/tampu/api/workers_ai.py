@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tampu.api.body import parse_json, read_body
-from tampu.api.context import RUN_PERMISSION, context_of, request_id_of
+from tampu.api.context import context_of, request_id_of
 from tampu.api.errors import ApiError
 from tampu.api.native_run import NativeReply, run_native
 from tampu.api.replies import EventStream, json_reply
@@ -49,7 +49,6 @@ async def run(request: Request, account_id: str, model: str) -> Response:
     """Generate text from a prompt or a conversation; with `stream: true` as server-sent events."""
     context = context_of(request)
     check_account_id(request, account_id)
-    context.authorize(request.scope, account_id, RUN_PERMISSION)
     model = _model_of(request, model)
     if not context.services.model_card.accepts(model):
         raise UnknownModelError(model)
@@ -60,7 +59,6 @@ async def run(request: Request, account_id: str, model: str) -> Response:
         model=model,
         payload=payload,
         options=payload.get("options") if isinstance(payload, dict) else None,
-        tenant=account_id if context.config.requires_token else "",
     )
     return enveloped(request, reply)
 
@@ -87,7 +85,7 @@ def check_account_id(request: Request, account_id: str) -> None:
 
 
 def _model_of(request: Request, decoded: str) -> str:
-    """The model as the raw path spells it, decoded once: `@cf/meta/x`, `@cf%2Fmeta%2Fx` and `%40cf/meta/x` are equal."""
+    """The model as the raw path spells it, decoded once: `@cf/meta/x` equals `@cf%2Fmeta%2Fx`."""
     raw_path = request.scope.get("raw_path")
     if not isinstance(raw_path, bytes):
         return decoded

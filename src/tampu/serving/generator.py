@@ -7,7 +7,7 @@ import hashlib
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
@@ -66,7 +66,7 @@ class Generator:
         async with aclosing(self._events(request)) as events:
             return await fold(events)
 
-    def stream(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events as they come; `aclose()` aborts what still runs.
 
         Raises (from the first `anext`): InvalidRequestError, ContextLengthError, OverloadedError, EngineDeadError.

@@ -13,7 +13,7 @@ PUBLIC_MODEL_ALIASES = ("@cf/meta/llama-3.1-8b-instruct-fp8-fast",)
 class ModelCard:
     """Facts for the banner, the models endpoint and the playground. Never says more than the file does."""
 
-    weights: str  # the model's own name, for example "SmolLM2-135M-Instruct"
+    weights_name: str  # the model's own name, for example "SmolLM2-135M-Instruct"
     name: str = PUBLIC_MODEL_NAME
     aliases: tuple[str, ...] = PUBLIC_MODEL_ALIASES
     file: str = ""  # path or repository of the weights
@@ -34,4 +34,4 @@ class ModelCard:
     @property
     def is_stand_in(self) -> bool:
         """True when other weights than the public name's answer."""
-        return "llama-3.1-8b" not in self.weights.lower().replace("_", "-").replace(" ", "-")
+        return "llama-3.1-8b" not in self.weights_name.lower().replace("_", "-").replace(" ", "-")

@@ -47,9 +47,7 @@ class TokenDecoder(Protocol):
 class StopMatcher(Protocol):
     """Cuts the text of one answer before the first stop string."""
 
-    @property
-    def matched(self) -> str | None:
-        """The stop string that was found."""
+    matched: str | None
 
     def feed(self, text: str) -> str:
         """Text that can no longer become part of a stop string."""

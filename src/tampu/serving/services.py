@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from tampu.serving.requests import GenerateRequest
 class TextGenerator(Protocol):
     """The one use case of a language model. Closing a stream ends its work within one step."""
 
-    def stream(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events as they come. The first `anext` raises what is wrong with the request."""
 
     async def complete(self, request: GenerateRequest) -> list[Answer]:
