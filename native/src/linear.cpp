@@ -75,31 +75,49 @@ class RowActivations final : public Activations {
     }
     k_ = k;
     max_rows_ = max_rows;
-    float_.allocate(max_rows, size_t(k) * sizeof(float));
-    normal_.allocate(max_rows, size_t(k / kGroup) * sizeof(Int8Record));
-    high_.allocate(max_rows, size_t(k / kGroup) * sizeof(Int16Record));
+    float_.allocate(max_rows, k, kValuesPerBlock, sizeof(float));
+    normal_.allocate(max_rows, k / kGroup, kGroupsPerBlock, sizeof(Int8Record));
+    high_.allocate(max_rows, k / kGroup, kGroupsPerBlock, sizeof(Int16Record));
   }
 
   void set_rows(const float* x, int64_t ldx, int row_begin, int row_end) override {
     if (row_begin < 0 || row_end > max_rows_) throw std::out_of_range("rows beyond what was reserved");
     for (int r = row_begin; r < row_end; ++r) {
       const float* row = x + r * ldx;
-      if (float_.needed) std::memcpy(float_.row(r), row, size_t(k_) * sizeof(float));
-      if (normal_.needed) kernels_.quantize_normal(row, k_, reinterpret_cast<Int8Record*>(normal_.row(r)));
-      if (high_.needed) kernels_.quantize_high(row, k_, reinterpret_cast<Int16Record*>(high_.row(r)));
+      float_.for_blocks(r, k_, [&](int begin, int count, uint8_t* out) {
+        std::memcpy(out, row + begin, size_t(count) * sizeof(float));
+      });
+      normal_.for_blocks(r, k_ / kGroup, [&](int begin, int count, uint8_t* out) {
+        kernels_.quantize_normal(row + begin * kGroup, count * kGroup, reinterpret_cast<Int8Record*>(out));
+      });
+      high_.for_blocks(r, k_ / kGroup, [&](int begin, int count, uint8_t* out) {
+        kernels_.quantize_high(row + begin * kGroup, count * kGroup, reinterpret_cast<Int16Record*>(out));
+      });
     }
   }
 
+  // One representation of the rows: units (values or groups) in blocks along K.
   struct Form {
     bool needed = false;
-    size_t stride = 0;
+    int units_per_block = 0;
+    size_t row_stride = 0, block_stride = 0;
     Buffer buffer;
-    void allocate(int rows, size_t row_bytes) {
+    void allocate(int rows, int units, int block, size_t unit_bytes) {
       if (!needed) return;
-      stride = (row_bytes + 15) / 16 * 16;
-      buffer = Buffer(stride * size_t(rows));
+      units_per_block = units < block ? units : block;
+      row_stride = size_t(units_per_block) * unit_bytes;
+      block_stride = (row_stride * size_t(rows) + 63) / 64 * 64;
+      buffer = Buffer(block_stride * size_t((units + block - 1) / block));
     }
-    uint8_t* row(int r) { return buffer.data() + stride * size_t(r); }
+    template <class Write>
+    void for_blocks(int row, int units, const Write& write) {
+      if (!needed) return;
+      uint8_t* out = buffer.data() + row_stride * size_t(row);
+      for (int begin = 0; begin < units; begin += units_per_block, out += block_stride) {
+        write(begin, units - begin < units_per_block ? units - begin : units_per_block, out);
+      }
+    }
+    BlockedRows rows() const { return {buffer.data(), block_stride, row_stride}; }
   };
 
   const Form& form(ActivationType type, Precision precision) const {
@@ -161,7 +179,7 @@ class PanelLinear final : public Linear {
       const int64_t to = end - first < s.num_panels ? end - first : s.num_panels;
       if (from < to) {
         const MatmulJob job{s.qtype, precision_, s.panels.data(), s.panel_bytes, s.n, k_, static_cast<int>(from),
-                            static_cast<int>(to), form.buffer.data(), form.stride, num_rows, y + s.first_column, ldy,
+                            static_cast<int>(to), form.rows(), num_rows, y + s.first_column, ldy,
                             epilogue == Epilogue::Add};
         (type_ == ActivationType::F32 ? kernels_.matmul_f32 : kernels_.matmul_int8)(job);
       }

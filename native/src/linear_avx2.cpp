@@ -142,7 +142,7 @@ inline void tile_group(const Int8Group& group, int column, const uint8_t* const*
 
 template <int R, GroupKind K, Precision P>
 void int8_tile_of(const Int8Group* groups, int num_groups, const uint8_t* activations, size_t stride,
-                  const TileOutput& output) {
+                  const TileOutput& output, Ahead& ahead) {
   constexpr size_t kRecord = P == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
   for (int column = 0; column < kPanel; column += kColumns) {
     const uint8_t* rows[R];
@@ -150,6 +150,7 @@ void int8_tile_of(const Int8Group* groups, int num_groups, const uint8_t* activa
     __m256 sums[R][2];
     load_sums<R>(output, column, sums);
     for (int g = 0; g < num_groups; ++g) {
+      ahead.fetch();
       tile_group<R, K, P>(groups[g], column, rows, sums);
       TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] += kRecord;
     }
@@ -177,7 +178,7 @@ void float_tile_of(const float (*weights)[kPanel], int num_k, const uint8_t* act
   }
 }
 
-using Int8Tile = void (*)(const Int8Group*, int, const uint8_t*, size_t, const TileOutput&);
+using Int8Tile = void (*)(const Int8Group*, int, const uint8_t*, size_t, const TileOutput&, Ahead&);
 using FloatTile = void (*)(const float (*)[kPanel], int, const uint8_t*, size_t, const TileOutput&);
 
 template <GroupKind K>
@@ -198,12 +199,12 @@ struct Avx2 {
   }
 
   static void int8_tile(GroupKind kind, Precision precision, int rows, const Int8Group* groups, int num_groups,
-                        const uint8_t* activations, size_t stride, const TileOutput& output) {
+                        const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead) {
     const auto tile = kind == GroupKind::Offset8     ? int8_tile_of_kind<GroupKind::Offset8>(precision, rows)
                       : kind == GroupKind::Offset128 ? int8_tile_of_kind<GroupKind::Offset128>(precision, rows)
                       : kind == GroupKind::Minimum   ? int8_tile_of_kind<GroupKind::Minimum>(precision, rows)
                                                      : int8_tile_of_kind<GroupKind::Halves>(precision, rows);
-    tile(groups, num_groups, activations, stride, output);
+    tile(groups, num_groups, activations, stride, output, ahead);
   }
 
   static void float_tile(int rows, const float (*weights)[kPanel], int num_k, const uint8_t* activations,

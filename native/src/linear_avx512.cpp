@@ -128,13 +128,14 @@ inline void tile_group(const Int8Group& group, const uint8_t* const* rows, __m51
 
 template <int R, GroupKind K, Precision P>
 void int8_tile_of(const Int8Group* groups, int num_groups, const uint8_t* activations, size_t stride,
-                  const TileOutput& output) {
+                  const TileOutput& output, Ahead& ahead) {
   constexpr size_t kRecord = P == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
   const uint8_t* rows[R];
   TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] = activations + r * stride;
   __m512 sums[R][2];
   load_sums<R>(output, sums);
   for (const Int8Group* end = groups + num_groups; groups != end; ++groups) {
+    ahead.fetch();
     tile_group<R, K, P>(*groups, rows, sums);
     TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] += kRecord;
   }
@@ -159,7 +160,7 @@ void float_tile_of(const float (*weights)[kPanel], int num_k, const uint8_t* act
   store_sums<R>(output, sums);
 }
 
-using Int8Tile = void (*)(const Int8Group*, int, const uint8_t*, size_t, const TileOutput&);
+using Int8Tile = void (*)(const Int8Group*, int, const uint8_t*, size_t, const TileOutput&, Ahead&);
 using FloatTile = void (*)(const float (*)[kPanel], int, const uint8_t*, size_t, const TileOutput&);
 
 template <GroupKind K, Precision P>
@@ -184,12 +185,12 @@ struct Avx512 {
   }
 
   static void int8_tile(GroupKind kind, Precision precision, int rows, const Int8Group* groups, int num_groups,
-                        const uint8_t* activations, size_t stride, const TileOutput& output) {
+                        const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead) {
     const auto tile = kind == GroupKind::Offset8     ? int8_tile_by_precision<GroupKind::Offset8>(precision, rows)
                       : kind == GroupKind::Offset128 ? int8_tile_by_precision<GroupKind::Offset128>(precision, rows)
                       : kind == GroupKind::Minimum   ? int8_tile_by_precision<GroupKind::Minimum>(precision, rows)
                                                      : int8_tile_by_precision<GroupKind::Halves>(precision, rows);
-    tile(groups, num_groups, activations, stride, output);
+    tile(groups, num_groups, activations, stride, output, ahead);
   }
 
   static void float_tile(int rows, const float (*weights)[kPanel], int num_k, const uint8_t* activations,

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "linear_bench.h"
 #include "tampu/linear.h"
 
 namespace nb = nanobind;
@@ -81,6 +82,7 @@ class Layer {
   }
 
   const Linear& linear() const { return *linear_; }
+  Isa isa() const { return isa_; }
 
   std::unique_ptr<Activations> activations(int rows) const {
     auto a = make_activations(isa_, type_);
@@ -129,6 +131,15 @@ NumpyMatrix silu_mul_rows(const Matrix& gate_up, const std::string& isa) {
   return out;
 }
 
+std::tuple<double, double> bench(const std::vector<const Layer*>& layers, int rows, int num_threads, double seconds) {
+  if (layers.empty() || rows < 1 || num_threads < 1) throw std::invalid_argument("nothing to measure");
+  std::vector<const Linear*> linears;
+  for (const Layer* layer : layers) linears.push_back(&layer->linear());
+  nb::gil_scoped_release release;
+  const BenchTimes times = bench_layers(linears, layers.front()->isa(), rows, num_threads, seconds);
+  return {times.multiply_s, times.quantize_s};
+}
+
 std::vector<std::string> available() {
   std::vector<std::string> names;
   if (isa_available(Isa::Portable)) names.emplace_back("portable");
@@ -143,6 +154,12 @@ void bind_linear(nb::module_& m) {
   nb::module_ sub = m.def_submodule("linear", "Linear-layer kernels, for tests and benchmarks.");
   sub.def("available_isas", &available);
   sub.def("silu_mul", &silu_mul_rows, nb::arg("gate_up"), nb::arg("isa"));
+  sub.def("bench", &bench, nb::arg("layers"), nb::arg("rows"), nb::arg("num_threads"), nb::arg("seconds"),
+          "Best (multiply, quantise) seconds of one pass through one of the layers.");
+  sub.def("stream_read_bytes_per_s", &stream_read_bytes_per_s, nb::arg("bytes_per_thread"), nb::arg("num_threads"),
+          nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
+  sub.def("int8_dot_ops_per_s", &int8_dot_ops_per_s, nb::arg("num_threads"), nb::arg("seconds"),
+          nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Layer>(sub, "Layer")
       .def(nb::init<const std::vector<Layer::Part>&, int, const std::string&, const std::string&, const std::string&>(),
            nb::arg("parts"), nb::arg("k"), nb::arg("isa"), nb::arg("activations"), nb::arg("precision") = "normal")

@@ -2,7 +2,7 @@
 // linkage). The instruction set is a class with
 //   static void halves(const uint16_t*, float*)                                    32 half-precision values
 //   static constexpr int kInt8Rows, kFloatRows                                     tallest tiles
-//   static void int8_tile(kind, precision, rows, groups, num_groups, activations, stride, output)
+//   static void int8_tile(kind, precision, rows, groups, num_groups, activations, stride, output, ahead)
 //   static void float_tile(rows, weights, num_k, activations, stride, output)
 #pragma once
 #include <cstddef>
@@ -24,16 +24,24 @@ struct TileOutput {
   bool add;
 };
 
-// A row block's activations stay in the second-level cache while every panel passes over them.
-inline int rows_per_block(size_t activation_stride, int max_rows) {
-  constexpr size_t kActivationBytes = 640 * 1024;
-  const size_t rows = kActivationBytes / activation_stride;
-  return rows < 24 ? 24 : rows > size_t(max_rows) ? max_rows : static_cast<int>(rows);
-}
+// Packed weights to fetch while the multiplication runs, a few cache lines per group of K.
+struct Ahead {
+  const uint8_t* next;
+  const uint8_t* end;
+  int lines_per_group = 0;
+  void fetch() {
+    for (int i = 0; i < lines_per_group && next < end; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
 
 constexpr int kMaxRowsPerBlock = 512;
-constexpr int kGroupsPerBlock = 24;    // 30 KiB of widened weights: stays in the first-level cache
-constexpr int kValuesPerBlock = 256;   // a K-quant's block; 32 KiB as floats
+
+// A row block's activations stay in the second-level cache while every panel passes over them.
+inline int rows_per_block(size_t bytes_per_row) {
+  constexpr size_t kActivationBytes = 640 * 1024;
+  const size_t rows = kActivationBytes / bytes_per_row;
+  return rows < 24 ? 24 : rows > kMaxRowsPerBlock ? kMaxRowsPerBlock : static_cast<int>(rows);
+}
 
 // Calls tile(row, num_rows) over rows in tiles of nearly equal height.
 template <class Tile>
@@ -46,23 +54,32 @@ inline void for_row_tiles(int num_rows, int tallest, const Tile& tile) {
   }
 }
 
-// expand(panel, begin, count) widens a block of K; multiply(row tile...) adds it to the sums.
+// expand(panel, begin, count) widens units [begin, begin + count) of K; multiply adds a row tile to the sums and
+// touches the cache lines of `ahead` on its way: the packed weights that will be widened next.
 template <class Expand, class Multiply>
 inline void for_blocks(const MatmulJob& job, int num_units, int units_per_block, int tallest, const Expand& expand,
                        const Multiply& multiply) {
   alignas(64) float partial[kMaxRowsPerBlock][kPanel];
-  const int block_rows = rows_per_block(job.activation_stride, kMaxRowsPerBlock);
+  const int num_blocks = (num_units + units_per_block - 1) / units_per_block;
+  const int block_rows = rows_per_block(job.activations.row_stride * size_t(num_blocks));
+  const uint8_t* const end_of_part = job.panels + size_t(job.panel_end) * job.panel_bytes;
   for (int row_begin = 0; row_begin < job.num_rows; row_begin += block_rows) {
     const int rows = job.num_rows - row_begin < block_rows ? job.num_rows - row_begin : block_rows;
     for (int p = job.panel_begin; p < job.panel_end; ++p) {
+      const uint8_t* panel = job.panels + size_t(p) * job.panel_bytes;
       const int columns = job.n - p * kPanel < kPanel ? job.n - p * kPanel : kPanel;
-      for (int begin = 0; begin < num_units; begin += units_per_block) {
+      for (int b = 0; b < num_blocks; ++b) {
+        const int begin = b * units_per_block;
         const int count = num_units - begin < units_per_block ? num_units - begin : units_per_block;
-        expand(job.panels + size_t(p) * job.panel_bytes, begin, count);
+        expand(panel, begin, count);
+        const size_t widened = job.panel_bytes * size_t(begin + count) / size_t(num_units);
+        Ahead ahead{panel + widened, end_of_part};
         for_row_tiles(rows, tallest, [&](int row, int height) {
-          const TileOutput output{partial + row, begin == 0, begin + count == num_units,
+          const TileOutput output{partial + row, b == 0, b + 1 == num_blocks,
                                   job.y + (row_begin + row) * job.ldy + p * kPanel, job.ldy, columns, job.add};
-          multiply(begin, count, row_begin + row, height, output);
+          const uint8_t* a = job.activations.data + size_t(b) * job.activations.block_stride +
+                             size_t(row_begin + row) * job.activations.row_stride;
+          multiply(count, a, height, output, ahead);
         });
       }
     }
@@ -73,34 +90,33 @@ template <class Set>
 void matmul_int8(const MatmulJob& job) {
   Int8Group groups[kGroupsPerBlock];
   const GroupKind kind = group_kind(job.qtype);
-  const size_t record = job.precision == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
+  const size_t lines = block_layout(job.qtype).packed_bytes() / size_t(block_layout(job.qtype).k / kGroup) / 64;
   for_blocks(
       job, job.k / kGroup, kGroupsPerBlock, Set::kInt8Rows,
       [&](const uint8_t* panel, int begin, int count) { expand_groups<Set>(job.qtype, panel, begin, count, groups); },
-      [&](int begin, int count, int row, int height, const TileOutput& output) {
-        const uint8_t* a = job.activations + size_t(row) * job.activation_stride + size_t(begin) * record;
-        Set::int8_tile(kind, job.precision, height, groups, count, a, job.activation_stride, output);
+      [&](int count, const uint8_t* a, int height, const TileOutput& output, Ahead& ahead) {
+        ahead.lines_per_group = static_cast<int>(lines) + 1;
+        Set::int8_tile(kind, job.precision, height, groups, count, a, job.activations.row_stride, output, ahead);
       });
 }
 
 template <class Set>
 void matmul_f32(const MatmulJob& job) {
   alignas(64) float weights[kValuesPerBlock][kPanel];
-  const auto expand_quantized = [&](const uint8_t* panel, int begin, int count) {
-    Int8Group groups[kValuesPerBlock / kGroup];
-    expand_groups<Set>(job.qtype, panel, begin / kGroup, count / kGroup, groups);
-    for (int g = 0; g < count / kGroup; ++g) group_to_float(group_kind(job.qtype), groups[g], weights + g * kGroup);
-  };
+  Int8Group groups[kValuesPerBlock / kGroup];
   const bool quantized = is_quantized(job.qtype);
   for_blocks(
       job, job.k, kValuesPerBlock, Set::kFloatRows,
       [&](const uint8_t* panel, int begin, int count) {
-        if (quantized) expand_quantized(panel, begin, count);
-        else expand_floats<Set>(job.qtype, panel, begin, count, weights);
+        if (!quantized) {
+          expand_floats<Set>(job.qtype, panel, begin, count, weights);
+          return;
+        }
+        expand_groups<Set>(job.qtype, panel, begin / kGroup, count / kGroup, groups);
+        for (int g = 0; g < count / kGroup; ++g) group_to_float(group_kind(job.qtype), groups[g], weights + g * kGroup);
       },
-      [&](int begin, int count, int row, int height, const TileOutput& output) {
-        const uint8_t* a = job.activations + size_t(row) * job.activation_stride + size_t(begin) * sizeof(float);
-        Set::float_tile(height, weights, count, a, job.activation_stride, output);
+      [&](int count, const uint8_t* a, int height, const TileOutput& output, Ahead&) {
+        Set::float_tile(height, weights, count, a, job.activations.row_stride, output);
       });
 }
 

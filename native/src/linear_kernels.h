@@ -7,8 +7,18 @@
 
 namespace tampu::detail {
 
+constexpr int kGroupsPerBlock = 24;    // of K in one widened tile: 30 KiB, stays in the first-level cache
+constexpr int kValuesPerBlock = 256;   // the same for float arithmetic; the K-quants' block
+
+// Activations lie block by block along K, and row by row within a block: what one tile of weights meets is contiguous.
+struct BlockedRows {
+  const uint8_t* data;
+  size_t block_stride;   // bytes from one block of K to the next
+  size_t row_stride;     // bytes from one row to the next within a block
+};
+
 // Panels [panel_begin, panel_end) of one matrix times num_rows rows of activations.
-// `activations`: records of Int8Record or Int16Record, or float rows; `activation_stride` in bytes.
+// `activations`: rows in blocks along K (see BlockedRows).
 // `y` points at column 0 of the matrix; `n` is its number of columns (the last panel may be partial).
 struct MatmulJob {
   QType qtype;
@@ -17,8 +27,7 @@ struct MatmulJob {
   size_t panel_bytes;
   int n, k;
   int panel_begin, panel_end;
-  const uint8_t* activations;
-  size_t activation_stride;
+  BlockedRows activations;
   int num_rows;
   float* y;
   int64_t ldy;
@@ -28,6 +37,7 @@ struct MatmulJob {
 struct KernelTable {
   void (*matmul_int8)(const MatmulJob&);
   void (*matmul_f32)(const MatmulJob&);
+  // k: a multiple of 32, at most one block.
   void (*quantize_normal)(const float* x, int k, Int8Record* out);
   void (*quantize_high)(const float* x, int k, Int16Record* out);
   void (*silu_mul_row)(const float* gate, const float* up, int n, float* out);

@@ -79,7 +79,7 @@ struct Portable {
   }
 
   static void int8_tile(GroupKind kind, Precision precision, int rows, const Int8Group* groups, int num_groups,
-                        const uint8_t* activations, size_t stride, const TileOutput& output) {
+                        const uint8_t* activations, size_t stride, const TileOutput& output, Ahead&) {
     const size_t record = precision == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
     for (int r = 0; r < rows; ++r) {
       float sums[kPanel];
