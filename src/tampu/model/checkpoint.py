@@ -71,6 +71,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open and check a GGUF file or a Hugging Face folder. Raises CheckpointError naming file, tensor and reason."""
     path = Path(path)
     try:
+        if path.is_dir() and not (path / "config.json").exists():
+            path = _only_gguf(path)
         if path.is_dir():
             from tampu.model.safetensors_checkpoint import open_safetensors_folder
 
@@ -82,3 +84,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(str(path), f"cannot be read ({error.strerror or error})") from error
     raise CheckpointError(str(path), "no such file or folder")
+
+
+def _only_gguf(folder: Path) -> Path:
+    """The GGUF file of a folder that holds no Hugging Face model, when there is exactly one."""
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise CheckpointError(str(folder), f"holds {len(files)} GGUF files; name one of them")
+    raise CheckpointError(str(folder), "holds neither a config.json nor a GGUF file")

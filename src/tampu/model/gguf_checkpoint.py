@@ -205,7 +205,13 @@ def _read_config(
 
 
 def _refuse_variants(metadata: _Metadata) -> None:
-    """Members of the `llama` architecture that compute something else."""
+    """Files of the `llama` architecture that are not one whole model of the plain kind."""
+    if metadata.text("general.type", "model") != "model":
+        raise CheckpointError(metadata.file, f"is of the type {metadata.text('general.type')!r}, not a model")
+    if metadata.integer("split.count", 0) > 1:
+        raise CheckpointError(
+            metadata.file, "is one part of a split model; join the parts with llama-gguf-split --merge"
+        )
     if metadata.integer("llama.expert_count", 0) > 0:
         raise CheckpointError(metadata.file, "is a mixture of experts, which is not supported")
     if not metadata.truth("llama.attention.causal", True):

@@ -78,5 +78,6 @@ def dequantize_bytes(data: npt.NDArray[np.uint8], qtype: str, shape: tuple[int, 
     import gguf
 
     rows = data.reshape(int(np.prod(shape[:-1], dtype=np.int64)), -1)
-    values: Any = gguf.dequantize(rows, gguf.GGMLQuantizationType[qtype])
+    with np.errstate(all="ignore"):  # infinite scales are values like others here
+        values: Any = gguf.dequantize(rows, gguf.GGMLQuantizationType[qtype])
     return np.ascontiguousarray(values, dtype=np.float32).reshape(shape)
