@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,18 +13,19 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 import tampu
-from tampu.api import operations, workers_ai
+from tampu.api import binding, operations, workers_ai
 from tampu.api.auth import AccessControl, AccessMiddleware, AccessPolicy
 from tampu.api.config import ServerConfig
 from tampu.api.context import AppContext
 from tampu.api.errors import ApiError, binding_body, openai_body, to_api_error, v4_body
 from tampu.api.middleware import RequestGate
+from tampu.api.remote_proxy import RemoteProxy
 from tampu.api.replies import json_reply
 from tampu.core.errors import TampuError
 from tampu.serving.services import Services
 
-_ROUTERS = (operations.router, workers_ai.router)
-_BINDING_PREFIXES = ("/run", "/ai-gateway/", "/ai-api/")
+_ROUTERS = (operations.router, binding.router, workers_ai.router)  # the first route that fits takes a request
+_BINDING_PREFIXES = ("/ai-gateway/", "/ai-api/")
 
 
 def create_app(services: Services, config: ServerConfig, *, access: AccessControl | None = None) -> FastAPI:
@@ -32,6 +35,7 @@ def create_app(services: Services, config: ServerConfig, *, access: AccessContro
         version=getattr(tampu, "__version__", "0"),
         summary="Workers AI's wire formats over a local Llama engine.",
         redirect_slashes=False,
+        lifespan=_lifespan,
     )
     context = AppContext(services, config)
     app.state.context = context
@@ -48,8 +52,16 @@ def create_app(services: Services, config: ServerConfig, *, access: AccessContro
     app.add_exception_handler(HTTPException, on_error)
     policy = AccessPolicy(bind_host=config.host, is_strict=config.is_strict)
     app.add_middleware(AccessMiddleware, access=access or AccessControl(policy, services.tokens))
+    app.add_middleware(RemoteProxy)
     app.add_middleware(RequestGate, config=config, render_error=render)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Serve from the first request to the last; whoever built the services closes them."""
+    app.state.context.services.generator.start()
+    yield
 
 
 def render_error(scope: Scope, error: BaseException, context: AppContext) -> Response:
@@ -57,15 +69,16 @@ def render_error(scope: Scope, error: BaseException, context: AppContext) -> Res
     known = _routing_error(scope, error) if isinstance(error, HTTPException) else to_api_error(error)
     context.services.metrics.count_refused(known.code)
     request_id = scope["tampu.request_id"]
-    body = _envelope(scope["path"])(known, request_id, is_strict=context.config.is_strict)
+    body = _envelope(scope)(known, request_id, is_strict=context.config.is_strict)
     headers = dict(known.headers)
     if not known.kind.is_routing:
         headers["cf-ai-req-id"] = request_id
     return json_reply(body, status=known.status, headers=headers)
 
 
-def _envelope(path: str) -> Any:
-    if path.startswith(_BINDING_PREFIXES):
+def _envelope(scope: Scope) -> Any:
+    path = scope["path"]
+    if scope.get("tampu.envelope") == "binding" or path == "/run" or path.startswith(_BINDING_PREFIXES):
         return binding_body
     if path.startswith("/v1/") or path == "/v1" or "/ai/v1" in path:
         return openai_body

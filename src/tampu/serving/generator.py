@@ -46,11 +46,14 @@ class Generator:
         self._codec = codec
         self._metrics = metrics
         self._delivery = Delivery()
+        self._is_started = False
         self._tokenise_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tampu-tokenise")
 
     def start(self) -> None:
-        """Start the engine with this generator as the receiver of its outputs."""
-        self._engine.start(self._delivery.deliver)
+        """Start the engine with this generator as the receiver of its outputs. Idempotent."""
+        if not self._is_started:
+            self._is_started = True
+            self._engine.start(self._delivery.deliver)
 
     def close(self) -> None:
         """Free the tokenising thread. The engine belongs to whoever made it."""

@@ -17,6 +17,9 @@ from tampu.serving.requests import GenerateRequest
 class TextGenerator(Protocol):
     """The one use case of a language model. Closing a stream ends its work within one step."""
 
+    def start(self) -> None:
+        """Begin to serve. Idempotent."""
+
     def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events as they come. The first `anext` raises what is wrong with the request."""
 
