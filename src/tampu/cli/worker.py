@@ -1,0 +1,126 @@
+"""`tampu worker`: what to write into a Workers project so that its `env.AI` is answered by a Tampu server.
+
+The texts live in `snippets/` and are run as they stand by tests/clients. Knows file names and commands of the four
+set-ups; refuses to know the server.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tampu.core.errors import ConfigError
+
+DEFAULT_ADDRESS = "127.0.0.1:8900"  # as written in the snippets
+NPM_PACKAGE = "tampu-workers"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """One way to run a Worker on this machine. `{package}` in a command is the place of our npm package."""
+
+    name: str
+    title: str
+    file: str  # in snippets/, and its name in the reader's project
+    install: tuple[str, ...]
+    prepare: tuple[str, ...]
+    run: str
+    note: str
+
+
+SETUPS: dict[str, WorkerSetup] = {
+    setup.name: setup
+    for setup in (
+        WorkerSetup(
+            name="workerd",
+            title="plain workerd",
+            file="tampu.capnp",
+            install=("npm install --save-dev workerd esbuild",),
+            prepare=("npx esbuild src/index.ts --bundle --format=esm --outfile=dist/index.js",),
+            run="npx workerd serve tampu.capnp",
+            note="This is the runtime's own AI binding; nothing of ours runs inside it.",
+        ),
+        WorkerSetup(
+            name="miniflare",
+            title="Miniflare's API",
+            file="miniflare.mjs",
+            install=("npm install --save-dev miniflare esbuild",),
+            prepare=("npx esbuild src/index.ts --bundle --format=esm --outfile=dist/index.js",),
+            run="node miniflare.mjs",
+            note="For tests, call dispatchFetch() or getBindings() of the Miniflare object instead of opening a port.",
+        ),
+        WorkerSetup(
+            name="wrangler",
+            title="wrangler dev",
+            file="wrangler.local.jsonc",
+            install=("npm install --save-dev wrangler {package}",),
+            prepare=(),
+            run="npx wrangler dev -c wrangler.local.jsonc",
+            note="Instead of copying by hand, `npx tampu-workers local --url http://127.0.0.1:8900` writes the file\n"
+            "from your wrangler.jsonc or wrangler.toml. Needs Wrangler 4.108 or newer (4.36 with that command).\n"
+            "Deploying keeps using the untouched wrangler.jsonc.",
+        ),
+        WorkerSetup(
+            name="vitest",
+            title="Vitest with Cloudflare's pool",
+            file="vitest.config.mts",
+            install=("npm install --save-dev vitest @cloudflare/vitest-plugin",),
+            prepare=(),
+            run="npx vitest run",
+            note="Wrangler still warns that AI bindings access remote resources; with remoteBindings: false none does.",
+        ),
+    )
+}
+
+
+def snippet(name: str, address: str = DEFAULT_ADDRESS) -> str:
+    """The text of set-up `name`'s file for a server at `address` (host:port)."""
+    text = (files("tampu.cli") / "snippets" / SETUPS[name].file).read_text(encoding="utf-8")
+    return text.replace(DEFAULT_ADDRESS, address)
+
+
+def npm_package() -> str:
+    """What `npm install` should be given for our package: its folder in a source checkout, else its name."""
+    folder = Path(__file__).resolve().parents[3] / "integrations" / "workers"
+    return shlex.quote(str(folder)) if (folder / "package.json").is_file() else NPM_PACKAGE
+
+
+def instructions(setup: WorkerSetup, address: str) -> str:
+    """The steps of `setup` as a person reads them."""
+    install = [command.format(package=npm_package()) for command in setup.install]
+    lines = [f"# {setup.title}: env.AI answered by Tampu at http://{address}", "", "1. Install"]
+    lines += [f"   {command}" for command in install]
+    lines += ["", f"2. Write {setup.file}", "", snippet(setup.name, address).rstrip(), "", "3. Run"]
+    lines += [f"   {command}" for command in (*setup.prepare, setup.run)]
+    return "\n".join([*lines, "", setup.note.replace(DEFAULT_ADDRESS, address)])
+
+
+def worker(
+    setup: Annotated[
+        str, typer.Argument(help="workerd, miniflare, wrangler or vitest.", metavar="SETUP", show_default=False)
+    ],
+    port: Annotated[int, typer.Option("--port", "-p", envvar="TAMPU_PORT", help="The port Tampu listens on.")] = 8900,
+    host: Annotated[str, typer.Option("--host", help="The machine Tampu listens on.")] = "127.0.0.1",
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Write the file into this folder instead of printing the steps.")
+    ] = None,
+) -> None:
+    """Print what a Workers project needs so that env.AI works offline, with no account."""
+    if setup not in SETUPS:
+        raise ConfigError("SETUP", f"{setup!r} is not one of {', '.join(SETUPS)}")
+    chosen, address = SETUPS[setup], f"{host}:{port}"
+    if write is None:
+        typer.echo(instructions(chosen, address))
+        return
+    target = write / chosen.file
+    if not write.is_dir():
+        raise ConfigError("--write", f"{write} is not a folder")
+    if target.exists():
+        raise ConfigError("--write", f"{target} exists already: remove it or choose another folder")
+    target.write_text(snippet(setup, address), encoding="utf-8")
+    typer.echo(f"Wrote {target}. Next: {' && '.join((*chosen.prepare, chosen.run))}")

@@ -1,0 +1,45 @@
+"""`tampu worker`: the texts it prints are the snippets, with the reader's address in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tampu.cli.worker import DEFAULT_ADDRESS, SETUPS, snippet, worker
+from tampu.core.errors import ConfigError
+
+app = typer.Typer()
+app.command()(worker)
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_the_printed_file_names_the_readers_server(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "--port", "9123"])
+    assert result.exit_code == 0
+    assert snippet(name, "127.0.0.1:9123").rstrip() in result.stdout
+    assert DEFAULT_ADDRESS not in result.stdout
+    for command in (*SETUPS[name].prepare, SETUPS[name].run):
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_a_snippet_names_the_server_once(name: str) -> None:
+    assert snippet(name).count(DEFAULT_ADDRESS) == 1
+
+
+def test_the_file_is_written_once_and_never_over_another(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["workerd", "--write", str(tmp_path)])
+    assert result.exit_code == 0
+    assert (tmp_path / "tampu.capnp").read_text(encoding="utf-8") == snippet("workerd")
+    refused = CliRunner().invoke(app, ["workerd", "--write", str(tmp_path)])
+    assert isinstance(refused.exception, ConfigError)
+    assert "exists already" in str(refused.exception)
+
+
+def test_an_unknown_set_up_is_refused_with_the_known_ones() -> None:
+    result = CliRunner().invoke(app, ["deno"])
+    assert isinstance(result.exception, ConfigError)
+    assert "'deno' is not one of workerd, miniflare, wrangler, vitest" in str(result.exception)
