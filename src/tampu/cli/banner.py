@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,9 @@ def parameter_count(count: int) -> str:
 
 
 def print_banner(facts: BannerFacts, console: Console) -> None:
-    """Write the banner; plain text when the console is not a terminal."""
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    """One line a fact, never wrapped by us: a log file gets the same lines as a terminal."""
+    console.print(Text(facts.title, style="bold"))
     for label, value in facts.rows:
-        table.add_row(label, value)
-    console.print(f"[bold]{facts.title}[/bold]")
-    console.print(table)
+        console.print(Text.assemble("  ", (f"{label:<13}", "dim"), value), soft_wrap=True)
     for notice in facts.notices:
-        console.print(f"  note: {notice}", style="yellow", markup=False)
+        console.print(Text(f"  note: {notice}", style="yellow"), soft_wrap=True)

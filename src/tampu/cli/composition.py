@@ -34,28 +34,29 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A loaded model with its engine, whose thread `generator.start()` starts."""
+    """A loaded model whose engine is running."""
 
     runner: ModelRunner
     engine: Engine
     generator: Generator
     metrics: Metrics
     card: ModelCard
+    file_bytes: int
     load_seconds: float
 
     def close(self) -> None:
-        """Stop the engine, free weights and KV memory. Idempotent."""
+        """Stop the engine and free what it held. Idempotent."""
         self.generator.close()
-        self.engine.close()
-        self.runner.close()
+        self.engine.close()  # its thread closes the runner
 
 
 def resolve_model(model: str | None) -> Path:
     """The weights to serve: the named ones, or the bundled ones. Raises CheckpointError when there are none."""
     from tampu.model.bundled import bundled_model_path
-    from tampu.model.hub import resolve_model as resolve_named
 
     if model is not None:
+        from tampu.model.hub import resolve_model as resolve_named
+
         return resolve_named(model)
     bundled = bundled_model_path()
     if bundled is None:
@@ -79,7 +80,7 @@ def build_runner(settings: EngineSettings, checkpoint: Checkpoint) -> ModelRunne
 
 
 def load_model(settings: EngineSettings) -> LoadedModel:
-    """Open the checkpoint, load the runner, build what stands above it."""
+    """Open the checkpoint, build what stands above it and start the engine."""
     from tampu.engine.engine import Engine
     from tampu.model.checkpoint import open_checkpoint
     from tampu.serving.codec import ChatCodec
@@ -95,11 +96,17 @@ def load_model(settings: EngineSettings) -> LoadedModel:
         tokenizer = load_tokenizer(checkpoint.tokenizer_spec)
         runner = build_runner(settings, checkpoint)
         runner.load()
-        engine = Engine(runner, settings.engine, checkpoint.config.max_position_embeddings)
+        engine = Engine(
+            runner,
+            settings.engine,
+            checkpoint.config.max_position_embeddings,
+            vocab_size=checkpoint.config.vocab_size,
+        )
         metrics = Metrics()
-        codec = ChatCodec(tokenizer, chat_template(checkpoint.chat_template))
+        generator = Generator(engine, ChatCodec(tokenizer, chat_template(checkpoint.chat_template)), metrics)
+        generator.start()
         card = ModelCard(
-            weights_name=checkpoint.name,
+            weights_name=checkpoint.path.stem,  # what people call it; metadata names are often training jargon
             file=str(checkpoint.path),
             quantization=checkpoint.quantization,
             num_parameters=checkpoint.num_parameters,
@@ -112,11 +119,4 @@ def load_model(settings: EngineSettings) -> LoadedModel:
         )
     finally:
         checkpoint.close()
-    return LoadedModel(
-        runner=runner,
-        engine=engine,
-        generator=Generator(engine, codec, metrics),
-        metrics=metrics,
-        card=card,
-        load_seconds=time.perf_counter() - started,
-    )
+    return LoadedModel(runner, engine, generator, metrics, card, checkpoint.file_bytes, time.perf_counter() - started)

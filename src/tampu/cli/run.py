@@ -27,7 +27,6 @@ async def _stream_answer(settings: EngineSettings, request: GenerateRequest) -> 
 
     loaded = load_model(settings)
     try:
-        loaded.generator.start()
         async with aclosing(loaded.generator.stream(request)) as events:
             async for event in events:
                 if isinstance(event, TextDelta):

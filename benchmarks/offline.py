@@ -1,0 +1,130 @@
+"""Prefill and decode tok/s of this engine without HTTP: scheduler and runner in one loop, as its thread runs them.
+
+Prefill: time of the steps that compute one prompt of `--prompt` tokens (and sample once). Decode: tokens sampled per
+second while N streams, each behind a 64-token prompt, are all decoding. The median of `--repetitions` runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+from tampu.core.config import CpuRunnerConfig, EngineConfig
+from tampu.core.request import Request
+from tampu.core.sampling_params import SamplingParams
+from tampu.model.bundled import bundled_model_path
+from tampu.model.checkpoint import open_checkpoint
+from tampu.runner.cpu import CpuRunner
+from tampu.sampling.uniform import uniform
+from tampu.scheduler.scheduler import Scheduler
+
+
+def prompt_ids(num_tokens: int, vocab_size: int, salt: int) -> tuple[int, ...]:
+    """Random token ids, so that no prefix repeats."""
+    return tuple(int(uniform(salt, i) * (vocab_size - 1000)) for i in range(num_tokens))
+
+
+class Loop:
+    """The engine's loop without its thread."""
+
+    def __init__(self, runner: CpuRunner, config: EngineConfig, max_model_len: int, vocab_size: int) -> None:
+        self.runner = runner
+        self.scheduler = Scheduler(config, runner.num_blocks(), max_model_len)
+        self.vocab_size = vocab_size
+        self.num_requests = 0
+        self.runner_s = 0.0
+
+    def add(self, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Queue one greedy request with a prompt nobody sent before."""
+        self.num_requests += 1
+        prompt = prompt_ids(num_prompt_tokens, self.vocab_size, self.num_requests + time.time_ns() % 2**40)
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+        self.scheduler.add(Request(str(self.num_requests), prompt, params, seed=0))
+
+    def step(self) -> int:
+        """One step; the number of tokens sampled in it."""
+        work = self.scheduler.schedule()
+        started = time.perf_counter()
+        output = self.runner.execute(work)
+        self.runner_s += time.perf_counter() - started
+        self.scheduler.update(work, output)
+        self.scheduler.take_outputs()
+        return len(output.sampled)
+
+    def prefill(self, num_tokens: int) -> float:
+        """tok/s of one prompt, first token included."""
+        self.add(num_tokens, 1)
+        started = time.perf_counter()
+        while self.scheduler.has_work:
+            self.step()
+        return num_tokens / (time.perf_counter() - started)
+
+    def decode(self, streams: int, num_prompt_tokens: int, generate: int) -> float:
+        """tok/s of all streams together, prefill not counted."""
+        for _ in range(streams):
+            self.add(num_prompt_tokens, generate)
+        sampled = 0
+        while sampled < streams:
+            sampled += self.step()
+        started, done = time.perf_counter(), 0
+        while self.scheduler.has_work:
+            done += self.step()
+        return done / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Print the card and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=None)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--isa", default=None)
+    parser.add_argument("--activations", default="int8")
+    parser.add_argument("--kv-cache-dtype", default="f16")
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--generate", type=int, default=96)
+    parser.add_argument("--context", type=int, default=64, help="prompt length of the decode runs")
+    parser.add_argument("--streams", default="1,4,16")
+    parser.add_argument("--repetitions", type=int, default=3)
+    args = parser.parse_args()
+    path = args.model or bundled_model_path()
+    if path is None:
+        raise SystemExit("the bundled model is not installed: run make serve once")
+    streams = [int(n) for n in args.streams.split(",")]
+    checkpoint = open_checkpoint(path)
+    longest = max(args.prompt, args.context + args.generate) + 8
+    capacity = max(longest, max(*streams, 1) * (args.context + args.generate + 16))
+    kv_bytes_per_token = 4 * checkpoint.config.num_hidden_layers * checkpoint.config.num_key_value_heads
+    kv_bytes_per_token *= checkpoint.config.head_dim
+    config = EngineConfig(
+        max_num_seqs=max(16, *streams),
+        max_num_batched_tokens=512,
+        kv_cache_bytes=int(1.3 * capacity) * kv_bytes_per_token,
+    )
+    cpu = CpuRunnerConfig(
+        num_threads=args.threads, isa=args.isa, activations=args.activations, kv_cache_dtype=args.kv_cache_dtype
+    )
+    runner = CpuRunner(checkpoint, config, cpu)
+    started = time.perf_counter()
+    runner.load()
+    load_s = time.perf_counter() - started
+    loop = Loop(runner, config, longest + 64, checkpoint.config.vocab_size)
+    loop.prefill(min(64, args.prompt))  # warm
+    results = {"prefill": statistics.median(loop.prefill(args.prompt) for _ in range(args.repetitions))}
+    for n in streams:
+        runs = [loop.decode(n, args.context, args.generate) for _ in range(args.repetitions)]
+        results[f"decode_{n}"] = statistics.median(runs)
+    weights = f"{checkpoint.name}, {checkpoint.quantization}"
+    print(f"{weights}, {runner.isa}, {runner.num_threads} threads, loaded in {load_s:.2f} s")
+    print(f"  prefill {args.prompt:5} tokens  {results['prefill']:9.1f} tok/s")
+    for n in streams:
+        print(f"  decode {n:3} streams      {results[f'decode_{n}']:9.1f} tok/s")
+    print(json.dumps({"benchmark": "offline", "load_s": load_s, "isa": runner.isa, "results": results}))
+    runner.close()
+    checkpoint.close()
+
+
+if __name__ == "__main__":
+    main()
