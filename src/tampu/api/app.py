@@ -53,6 +53,10 @@ def create_app(services: Services, config: ServerConfig, *, access: AccessContro
     policy = AccessPolicy(bind_host=config.host, is_strict=config.is_strict)
     app.add_middleware(AccessMiddleware, access=access or AccessControl(policy, services.tokens))
     app.add_middleware(RemoteProxy)
+    if services.model_card.is_mock:
+        from tampu.api.mock_faults import MockFaults
+
+        app.add_middleware(MockFaults)
     app.add_middleware(RequestGate, config=config, render_error=render)
     return app
 

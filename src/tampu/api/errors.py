@@ -21,6 +21,7 @@ from tampu.core.errors import (
     TampuError,
     UnknownModelError,
 )
+from tampu.serving.faults import MockFaultError
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,8 @@ def to_api_error(error: BaseException, *, model: str = "") -> ApiError:
     match error:
         case ApiError():
             return error
+        case MockFaultError():
+            return _fault(error)
         case ContextLengthError():
             return ApiError(5021, str(error), hint=error.hint, param=error.field)
         case InvalidRequestError():
@@ -166,6 +169,12 @@ def to_api_error(error: BaseException, *, model: str = "") -> ApiError:
             return ApiError(3043, hint="The engine stopped after an internal failure; restart the server.", status=503)
         case _:
             return ApiError(3043)
+
+
+def _fault(error: MockFaultError) -> ApiError:
+    if error.code not in KINDS:
+        return ApiError(3043, status=error.status)
+    return ApiError(error.code, "on demand", status=error.status)
 
 
 def v4_body(error: ApiError, request_id: str, *, is_strict: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tampu.api.config import ServerConfig
 from tampu.api.errors import ApiError
+from tampu.serving.faults import StreamCut
 
 _LOG = logging.getLogger("tampu.api")
 # host or [v6 address], then a port; anything else could make some later reader see another path
@@ -49,6 +50,8 @@ class RequestGate:
         try:
             self._check_headers(scope)
             await self._app(scope, receive, send_numbered)
+        except StreamCut:
+            return  # the server closes a connection whose answer is not complete
         except Exception as error:
             if not isinstance(error, ApiError):
                 _LOG.exception("request %s failed", scope["tampu.request_id"])

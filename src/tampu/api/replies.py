@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tampu.api.errors import ApiError
+from tampu.serving.faults import StreamCut
 
 T = TypeVar("T")
 
@@ -67,8 +68,8 @@ class EventStream(Response):
         """Send until the generator ends or the client goes away."""
         try:
             await unless_disconnected(receive, self._send_all(send))
-        except (ApiError, OSError):
-            return  # nobody is left to tell
+        except (ApiError, OSError, StreamCut):
+            return  # nobody is left to tell, or nobody is to be told
         finally:
             await self._frames.aclose()
 

@@ -11,8 +11,18 @@ from tampu.core.stats import EngineHealth, EngineStats
 from tampu.serving.requests import GenerateRequest
 
 
-class GenerationEngine(Protocol):
-    """The engine as seen from above. Thread-safe; nothing here blocks."""
+class EngineState(Protocol):
+    """How the engine does, for metrics and health. Thread-safe; nothing here blocks."""
+
+    def stats(self) -> EngineStats:
+        """A snapshot for metrics."""
+
+    def health(self) -> EngineHealth:
+        """Whether it lives and can serve."""
+
+
+class GenerationEngine(EngineState, Protocol):
+    """The engine as seen from above. Thread-safe; nothing here but `start` blocks."""
 
     @property
     def max_model_len(self) -> int:
@@ -26,12 +36,6 @@ class GenerationEngine(Protocol):
 
     def abort(self, request_id: str) -> None:
         """End a request within one step; unknown and finished ids are ignored."""
-
-    def stats(self) -> EngineStats:
-        """A snapshot for metrics."""
-
-    def health(self) -> EngineHealth:
-        """Whether it lives and can serve."""
 
 
 class TokenDecoder(Protocol):

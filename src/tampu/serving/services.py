@@ -10,7 +10,7 @@ from tampu.serving.answers import Answer
 from tampu.serving.events import Event
 from tampu.serving.metrics import Metrics
 from tampu.serving.model_card import ModelCard
-from tampu.serving.ports import GenerationEngine
+from tampu.serving.ports import EngineState
 from tampu.serving.requests import GenerateRequest
 
 
@@ -33,7 +33,7 @@ class Services:
 
     generator: TextGenerator
     model_card: ModelCard
-    engine: GenerationEngine
+    engine: EngineState
     metrics: Metrics = field(default_factory=Metrics)
     embeddings: Any = None
     tokens: Any = None

@@ -1,0 +1,81 @@
+"""The smallest value that fits an ordinary JSON schema, for the mock's answers. Not a validator, not complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MAX_DEPTH = 16
+
+
+def example_value(schema: Any, root: Any = None, depth: int = 0) -> Any:
+    """A value for `schema`, always the same one. Local `$ref`s are followed; unknown keywords are ignored."""
+    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
+        return {} if depth == 0 else None
+    root = schema if root is None else root
+    if isinstance(schema.get("$ref"), str):
+        return example_value(_resolved(schema["$ref"], root), root, depth + 1)
+    for keyword in ("const", "default"):
+        if keyword in schema:
+            return schema[keyword]
+    for keyword in ("enum", "examples"):
+        if isinstance(schema.get(keyword), list) and schema[keyword]:
+            return schema[keyword][0]
+    for keyword in ("anyOf", "oneOf"):
+        if isinstance(schema.get(keyword), list) and schema[keyword]:
+            return example_value(schema[keyword][0], root, depth + 1)
+    if isinstance(schema.get("allOf"), list):
+        merged = {key: value for part in schema["allOf"] if isinstance(part, dict) for key, value in part.items()}
+        return example_value(
+            {**merged, **{key: value for key, value in schema.items() if key != "allOf"}}, root, depth + 1
+        )
+    return _of_type(schema, root, depth)
+
+
+def _of_type(schema: dict[str, Any], root: Any, depth: int) -> Any:
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        kind = kind[0] if kind else None
+    if kind is None:
+        kind = "object" if "properties" in schema or depth == 0 else "string"
+    match kind:
+        case "object":
+            return _object(schema, root, depth)
+        case "array":
+            items = schema.get("items", {})
+            return [example_value(items, root, depth + 1) for _ in range(_count(schema.get("minItems")))]
+        case "integer" | "number":
+            return _number(schema)
+        case "boolean":
+            return True
+        case "null":
+            return None
+    return "text".ljust(_count(schema.get("minLength")), "-")[: schema.get("maxLength") or None]
+
+
+def _object(schema: dict[str, Any], root: Any, depth: int) -> dict[str, Any]:
+    properties = schema.get("properties")
+    properties = properties if isinstance(properties, dict) else {}
+    required = schema.get("required")
+    names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else list(properties)
+    return {name: example_value(properties.get(name, {"type": "string"}), root, depth + 1) for name in names}
+
+
+def _number(schema: dict[str, Any]) -> Any:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    value = schema["exclusiveMinimum"] + 1 if isinstance(schema.get("exclusiveMinimum"), int | float) else 1
+    if isinstance(low, int | float) and value < low:
+        value = low
+    if isinstance(high, int | float) and value > high:
+        value = high
+    return value
+
+
+def _count(value: Any) -> int:
+    return min(value, 1000) if isinstance(value, int) and value > 0 else 0
+
+
+def _resolved(reference: str, root: Any) -> Any:
+    node = root
+    for part in reference.removeprefix("#").split("/")[1:]:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node

@@ -1,0 +1,192 @@
+"""The server without a model: deterministic answers, scripts, faults on demand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from live_server import live
+from scripted_server import RUN_PATH, frames_of
+from tampu.api.app import create_app
+from tampu.api.config import ServerConfig
+from tampu.core.errors import ConfigError
+from tampu.serving.example_value import example_value
+from tampu.serving.metrics import Metrics
+from tampu.serving.mock import MockGenerator, mock_model_card, pieces
+from tampu.serving.mock_script import Script, load_script
+from tampu.serving.services import Services
+
+TOOL = {"name": "get_weather", "description": "d", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 3}},
+    "required": ["city", "days"]}}  # fmt: skip
+
+
+def mock_app(script: Script | None = None, **settings: Any) -> Any:
+    metrics = Metrics()
+    generator = MockGenerator(metrics, script)
+    services = Services(generator=generator, model_card=mock_model_card(), engine=generator, metrics=metrics)
+    return create_app(services, ServerConfig(**settings))
+
+
+def client_of(app: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+
+
+@pytest.fixture
+async def mock() -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(mock_app()) as client:
+        yield client
+
+
+async def ask(client: httpx.AsyncClient, text: str, **extra: Any) -> httpx.Response:
+    return await client.post(RUN_PATH, json={"messages": [{"role": "user", "content": text}], **extra})
+
+
+async def test_it_echoes_the_same_thing_every_time(mock: httpx.AsyncClient) -> None:
+    first, second = [(await ask(mock, "Hello there")).json()["result"] for _ in range(2)]
+    assert first == second
+    assert first["response"] == "You said: Hello there"
+    streamed = frames_of((await ask(mock, "Hello there", stream=True)).text)
+    assert "".join(frame["response"] for frame in streamed) == first["response"]
+    assert streamed[-1]["usage"] == first["usage"]
+    assert first["usage"]["completion_tokens"] == len(pieces(first["response"])) == 4
+
+
+async def test_limits_and_stops_work_as_on_the_real_server(mock: httpx.AsyncClient) -> None:
+    cut = (await ask(mock, "a b c d", max_tokens=3)).json()["result"]
+    assert (cut["response"], cut["finish_reason"]) == ("You said: a", "length")
+    stopped = (await ask(mock, "a b c d", stop="b c")).json()["result"]
+    assert (stopped["response"], stopped["finish_reason"]) == ("You said: a ", "stop")
+    too_long = await ask(mock, "x", max_tokens=200_000)
+    assert (too_long.status_code, too_long.json()["errors"][0]["code"]) == (413, 5021)
+    invalid = await ask(mock, "x", temperature=9)
+    assert (invalid.status_code, invalid.json()["errors"][0]["code"]) == (400, 5006)
+
+
+@pytest.mark.parametrize(
+    ("directive", "status", "code"),
+    [("error=3040", 429, 3040), ("error=3007", 408, 3007), ("status=503", 503, 3043),
+     ("error=3040 status=500", 500, 3040),
+     ("error=5007", 400, 5007), ("error=99", 500, 3043)],
+)  # fmt: skip
+async def test_faults_by_header_and_by_prompt(mock: httpx.AsyncClient, directive: str, status: int, code: int) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    by_header = await mock.post(RUN_PATH, json=body, headers={"x-tampu-mock": directive})
+    by_prompt = await ask(mock, f"hi [[mock {directive}]]", stream=True)
+    for response in (by_header, by_prompt):
+        assert response.status_code == status
+        assert response.json()["errors"][0]["code"] == code
+    assert (await ask(mock, "hi")).status_code == 200
+
+
+async def test_forced_tools_and_json_mode_get_fitting_values(mock: httpx.AsyncClient) -> None:
+    result = (await ask(mock, "hi", tools=[TOOL], tool_choice="required")).json()["result"]
+    assert result["tool_calls"] == [{"name": "get_weather", "arguments": {"city": "text", "days": 3}}]
+    assert (result["response"], result["finish_reason"]) == ("", "tool_calls")
+    schema = {"type": "json_schema", "json_schema": TOOL["parameters"]}
+    assert (await ask(mock, "hi", response_format=schema)).json()["result"]["response"] == {"city": "text", "days": 3}
+
+
+def script_of(tmp_path: Path, text: str) -> Script:
+    path = tmp_path / "script.yaml"
+    path.write_text(text)
+    return load_script(path)
+
+
+async def test_a_script_speaks_in_order(tmp_path: Path) -> None:
+    script = script_of(tmp_path, """
+replies:
+  - when: flaky
+    error: 3040
+    times: 2
+  - when: weather
+    reply: [It is sunny., It rains.]
+  - when: {tool: get_weather}
+    tool_calls: [{name: get_weather, arguments: {city: Lima}}]
+  - when: /^[0-9]+$/
+    reply: {"answer": 42}
+  - when: cut
+    reply: one two three
+    finish_reason: length
+""")  # fmt: skip
+    async with client_of(mock_app(script)) as client:
+        assert [(await ask(client, "flaky")).status_code for _ in range(3)] == [429, 429, 200]
+        replies = [(await ask(client, "weather?")).json()["result"]["response"] for _ in range(3)]
+        assert replies == ["It is sunny.", "It rains.", "It rains."]
+        called = (await ask(client, "hi", tools=[TOOL])).json()["result"]
+        assert called["tool_calls"] == [{"name": "get_weather", "arguments": {"city": "Lima"}}]
+        frames = frames_of((await ask(client, "hi", tools=[TOOL], stream=True)).text)
+        assert frames[0] == {"response": "", "tool_calls": [{"index": 0, **called["tool_calls"][0]}]}
+        assert frames[1]["finish_reason"] == "tool_calls"
+        assert (await ask(client, "123")).json()["result"]["response"] == '{"answer": 42}'
+        assert (await ask(client, "cut")).json()["result"]["finish_reason"] == "length"
+        assert (await ask(client, "else")).json()["result"]["response"] == "You said: else"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("replies: 5", "must hold a list"),
+        ("- {repy: x}", "unknown keys repy"),
+        ("- {when: /(/}", "the pattern"),
+        ("- {error: soon}", "must be a number"),
+        ("- {tool_calls: [5]}", "must be a list of"),
+        ("- 5", "must be a text or an object"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_wrong_script_is_refused_by_name(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=r"mock script .*script\.yaml") as caught:
+        script_of(tmp_path, text)
+    assert problem in str(caught.value)
+
+
+def test_a_cut_stream_breaks_the_connection() -> None:
+    with live(mock_app()) as url, httpx.Client(base_url=url) as client:
+        body = {"prompt": "a b c d e f", "stream": True}
+        got = []
+        with client.stream("POST", RUN_PATH, json=body, headers={"x-tampu-mock": "cut_after=3"}) as response:
+            assert response.status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError):
+                got.extend(response.iter_text())
+        assert "".join(got).count("data: ") == 3
+        assert "[DONE]" not in "".join(got)
+        slow = {"x-tampu-mock": "token_delay_ms=5 delay_ms=5"}
+        began_s = time.monotonic()
+        assert client.post(RUN_PATH, json={"prompt": "a b c d e f"}, headers=slow).status_code == 200
+        assert time.monotonic() - began_s >= 0.035  # 7 pauses: a lower bound cannot flake
+
+
+def test_no_model_code_is_imported() -> None:
+    program = (
+        "import sys, tampu.api.app, tampu.serving.mock\n"
+        "heavy = {'numpy', 'tokenizers', 'gguf', 'llguidance', 'safetensors', 'sqlalchemy', 'huggingface_hub', "
+        "'tampu._native', 'tampu.engine.engine', 'yaml'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string", "enum": ["b", "a"]}, "b"),
+        ({"const": 5}, 5),
+        ({"type": ["integer", "null"], "maximum": -2}, -2),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "boolean"}}}, True),
+        ({"type": "array", "items": {"type": "null"}, "minItems": 2}, [None, None]),
+        ({"anyOf": [{"type": "number", "exclusiveMinimum": 4}]}, 5),
+        ({"allOf": [{"properties": {"a": {"type": "string", "minLength": 6}}}, {"required": ["a"]}]}, {"a": "text--"}),
+        ({"$ref": "#"}, None),
+    ],
+)
+def test_example_values(schema: Any, value: Any) -> None:
+    assert example_value(schema) == value
