@@ -16,13 +16,13 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
-import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tampu.core.errors import ConfigError, TampuError
+from tampu.api.errors import ApiError
+from tampu.core.errors import ConfigError
 
 DEFAULT_PUBLIC_PATHS = frozenset({"/health", "/ready"})
 BINDING_HOST = "workers-binding.ai"
@@ -33,6 +33,7 @@ _BEARER = re.compile(r"bearer +([A-Za-z0-9\-._~+/]+=*) *\Z", re.IGNORECASE)
 _BINDING_PREFIXES = ("/ai-gateway/", "/ai-api/")
 _WRITE_PATH = re.compile(r"/client/v4/accounts/[^/]+/ai/finetunes(/|\Z)")
 _FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "cf-connecting-ip")
+_SEND_BEARER = "Send `Authorization: Bearer <token>`."
 _LOCAL_SUFFIXES = (".localhost", ".docker.internal", ".containers.internal")  # nobody can register these
 
 
@@ -93,23 +94,9 @@ class Principal:
         return self.account if self.token_id is not None else ""
 
 
-class AccessDeniedError(TampuError):
-    """A request was not let in. `code` and `message` are the hosted service's; `hint` says what to change."""
-
-    def __init__(
-        self, status: int, code: int, message: str, *, chain: tuple[tuple[int, str], ...] = (), hint: str = ""
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.chain = chain
-        self.hint = hint
-
-
 @dataclass(frozen=True, slots=True)
 class AccessControl:
-    """Lets requests in or raises AccessDeniedError."""
+    """Lets requests in or raises ApiError."""
 
     policy: AccessPolicy
     tokens: TokenLookup | None = None
@@ -118,7 +105,7 @@ class AccessControl:
         """Decide on one HTTP or WebSocket request.
 
         Raises:
-            AccessDeniedError: with status and code of the hosted service (9106, 6003, 10000).
+            ApiError: 9106, 6003 or 10000.
         """
         path: str = scope["path"]
         if path in self.policy.public_paths:
@@ -164,8 +151,10 @@ class AccessMiddleware:
             return
         try:
             principal = await self.access.authorize(scope)
-        except AccessDeniedError as error:
-            await _refuse(scope, send, error, is_strict=self.access.policy.is_strict)
+        except ApiError as error:
+            if scope["type"] == "http":
+                raise  # the gate around this layer writes the error bodies
+            await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
             return
         scope.setdefault("state", {})[PRINCIPAL] = principal
         await self.app(scope, receive, send)
@@ -190,24 +179,22 @@ def read_credentials(headers: Mapping[str, str], *, is_hosted_path: bool) -> str
     """The token in one of the three header forms.
 
     Raises:
-        AccessDeniedError: 9106 when there is none, 6003 when Authorization is not `Bearer <token>`.
+        ApiError: 9106 when there is none, 6003 when Authorization is not `Bearer <token>`.
     """
     authorization = headers.get("authorization")
     if authorization is not None:
         match = _BEARER.match(authorization)
         if match is None:
             chain = ((6111, "Invalid format for Authorization header"),)
-            hint = "Send `Authorization: Bearer <token>`."
-            raise AccessDeniedError(400, 6003, "Invalid request headers", chain=chain, hint=hint)
+            raise ApiError(6003, error_chain=chain, hint=_SEND_BEARER)
         return match[1]
     if "x-auth-key" in headers and "x-auth-email" in headers:
         return headers["x-auth-key"].strip()
     if "x-auth-user-service-key" in headers:
         return headers["x-auth-user-service-key"].strip()
     if not is_hosted_path:  # these paths exist only here, and generic clients expect 401
-        raise _denied("Send `Authorization: Bearer <token>`.")
-    message = "Missing X-Auth-Key, X-Auth-Email or Authorization headers"
-    raise AccessDeniedError(400, 9106, message, hint="Send `Authorization: Bearer <token>`.")
+        raise _denied(_SEND_BEARER)
+    raise ApiError(9106, hint=_SEND_BEARER)
 
 
 def account_of_path(path: str) -> str | None:
@@ -256,7 +243,7 @@ def check_not_foreign_page(method: str, path: str, headers: Mapping[str, str], p
     Host.
 
     Raises:
-        AccessDeniedError: 403.
+        ApiError: 403.
     """
     host = headers.get("host", "")
     if "origin" in headers:
@@ -264,7 +251,7 @@ def check_not_foreign_page(method: str, path: str, headers: Mapping[str, str], p
         is_known = _is_local_name(urlsplit(origin).hostname or "", policy) or origin in policy.allowed_origins
         if not is_known or not _is_local_name(_host_name(host), policy):
             hint = f"Web pages of {origin!r} may not call this server; allow it with `--allowed-origin {origin}`."
-            raise AccessDeniedError(403, 10000, "Authentication error", hint=hint)
+            raise ApiError(10000, status=403, hint=hint)
         return
     if method not in ("GET", "HEAD", "OPTIONS"):
         return
@@ -272,37 +259,11 @@ def check_not_foreign_page(method: str, path: str, headers: Mapping[str, str], p
     if name == BINDING_HOST or is_binding_path(path) or _is_local_name(name, policy):
         return
     hint = f"This server is not known as {name!r}; allow the name with `--allowed-host {name}`."
-    raise AccessDeniedError(403, 10000, "Authentication error", hint=hint)
+    raise ApiError(10000, status=403, hint=hint)
 
 
-def denied_body(error: AccessDeniedError, *, is_strict: bool, is_openai: bool) -> dict[str, Any]:
-    """The v4 envelope of a refusal; OpenAI clients also find an `error` object."""
-    message = error.message if is_strict or not error.hint else f"{error.message}. {error.hint}"
-    entry: dict[str, Any] = {"code": error.code, "message": message}
-    if error.chain:
-        entry["error_chain"] = [{"code": code, "message": text} for code, text in error.chain]
-    body: dict[str, Any] = {"success": False, "errors": [entry], "messages": [], "result": None}
-    if is_openai:
-        kind = "authentication_error" if error.status == 401 else "invalid_request_error"
-        body["error"] = {"message": message, "type": kind, "param": None, "code": str(error.code)}
-    return body
-
-
-async def _refuse(scope: Scope, send: Send, error: AccessDeniedError, *, is_strict: bool) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": error.message})
-        return
-    path: str = scope["path"]
-    body = orjson.dumps(denied_body(error, is_strict=is_strict, is_openai="/v1" in path))
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _denied(hint: str) -> AccessDeniedError:
-    return AccessDeniedError(401, 10000, "Authentication error", hint=hint)
+def _denied(hint: str) -> ApiError:
+    return ApiError(10000, hint=hint, headers={"www-authenticate": "Bearer"})
 
 
 def _headers(scope: Scope) -> dict[str, str]:
