@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 import tampu
-from tampu.api import binding, operations, workers_ai
+from tampu.api import binding, catalogue_routes, openai, operations, workers_ai
 from tampu.api.auth import AccessControl, AccessMiddleware, AccessPolicy
 from tampu.api.config import ServerConfig
 from tampu.api.context import AppContext
@@ -24,7 +24,14 @@ from tampu.api.replies import json_reply
 from tampu.core.errors import TampuError
 from tampu.serving.services import Services
 
-_ROUTERS = (operations.router, binding.router, workers_ai.router)  # the first route that fits takes a request
+_ROUTERS = (  # the first route that fits takes a request
+    operations.router,
+    binding.router,
+    workers_ai.router,
+    catalogue_routes.router,
+    openai.local_router,
+    openai.hosted_router,
+)
 _BINDING_PREFIXES = ("/ai-gateway/", "/ai-api/")
 
 

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import unquote
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tampu.api.account_path import check_account_id
 from tampu.api.body import parse_json, read_body
 from tampu.api.context import context_of, request_id_of
-from tampu.api.errors import ApiError
+from tampu.api.error_docs import ERROR_RESPONSES
 from tampu.api.native_run import NativeReply, run_native
 from tampu.api.replies import EventStream, json_reply
 from tampu.api.run_schema import INPUT_SCHEMA
 from tampu.core.errors import UnknownModelError
 
 _NOTE_CODE = 1000  # of remarks in the envelope's `messages`; the hosted service's own codes are not known
-_HEX = frozenset("0123456789abcdef")
 
 router = APIRouter(tags=["Workers AI"])
-
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"description": text}
-    for status, text in (
-        (400, "The request is wrong; `errors[0]` says where"),
-        (401, "The token is not known"),
-        (403, "The token may not do this"),
-        (404, "The account id is malformed"),
-        (405, "Not offered: LoRA without adapters, or another method"),
-        (408, "The request took too long or was aborted"),
-        (413, "The body or the prompt is too long"),
-        (429, "Too many requests are waiting"),
-        (500, "Internal error"),
-        (503, "The engine stopped or is not ready"),
-    )
-}
 
 
 @router.post(
@@ -70,18 +53,6 @@ def enveloped(request: Request, reply: NativeReply) -> Response:
         return EventStream(reply.frames, headers)
     messages = [{"code": _NOTE_CODE, "message": note} for note in reply.notes]
     return json_reply({"result": reply.result, "success": True, "errors": [], "messages": messages}, headers=headers)
-
-
-def check_account_id(request: Request, account_id: str) -> None:
-    """Strict mode wants the hosted form (32 hexadecimal digits); otherwise any short printable id will do.
-
-    Raises:
-        ApiError: 7003 with the path as the client sent it.
-    """
-    is_hosted_form = len(account_id) == 32 and _HEX.issuperset(account_id)
-    is_usable = 0 < len(account_id) <= 128 and account_id.isprintable() and " " not in account_id
-    if not (is_hosted_form if context_of(request).config.is_strict else is_usable):
-        raise ApiError(7003, request.scope["path"])
 
 
 def _model_of(request: Request, decoded: str) -> str:

@@ -21,6 +21,7 @@ class ChatCodec:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self.vocab_size = tokenizer.vocab_size
         end_ids = [tokenizer.special_id(name) for name in template.end_of_turn_names]
         self.eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *end_ids)))
         names = sorted(tokenizer.special_names, key=len, reverse=True)

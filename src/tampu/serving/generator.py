@@ -126,7 +126,8 @@ class Generator:
             self._engine.abort(choice.request_id)
 
     async def _encode(self, request: GenerateRequest) -> tuple[int, ...]:
-        """Prompt token ids, counted against the context window."""
+        """Prompt token ids, counted against the context window. No id beyond the vocabulary reaches the engine."""
+        _check_token_ids(request, self._codec.vocab_size)
         if request.prompt_token_ids is not None:
             token_ids = request.prompt_token_ids
         elif _num_chars(request) <= _INLINE_PROMPT_CHARS:
@@ -197,6 +198,18 @@ def _unless_aborted(output: RequestOutput) -> RequestOutput:
     if output.finish_reason is FinishReason.ABORT:
         return replace(output, error=RequestAbortedError("the request was aborted because the server is shutting down"))
     return output
+
+
+def _check_token_ids(request: GenerateRequest, vocab_size: int) -> None:
+    """Refuse a client's own token ids that name no token. Raises InvalidRequestError."""
+    named = [(f"logit_bias/{token_id}", token_id) for token_id, _ in request.sampling.logit_bias]
+    if request.prompt_token_ids:
+        named.append(("prompt", max(request.prompt_token_ids)))
+    for field, token_id in named:
+        if token_id >= vocab_size:
+            raise InvalidRequestError(
+                field, f"'{field}' names token {token_id}, and the model has {vocab_size}", hint="Use its own tokens."
+            )
 
 
 def _num_chars(request: GenerateRequest) -> int:

@@ -64,6 +64,10 @@ class TextCodec(Protocol):
     """Everything text about one model: template, tokenizer, and the way back."""
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the logits: a token id at or beyond it means nothing."""
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
 

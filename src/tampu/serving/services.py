@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tampu.serving.answers import Answer
+from tampu.serving.embedder import TextEmbedder
 from tampu.serving.events import Event
 from tampu.serving.metrics import Metrics
 from tampu.serving.model_card import ModelCard
@@ -35,5 +36,5 @@ class Services:
     model_card: ModelCard
     engine: EngineState
     metrics: Metrics = field(default_factory=Metrics)
-    embeddings: Any = None
+    embeddings: TextEmbedder | None = None
     tokens: Any = None

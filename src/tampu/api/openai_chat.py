@@ -1,0 +1,239 @@
+"""Chat and text completion bodies to `GenerateRequest`s. Knows the meaning of the parameters, nothing of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tampu.api.config import ServerConfig
+from tampu.api.conversation import parse_messages, parse_tools
+from tampu.api.openai_parameters import CHAT_PARAMETERS, COMPLETION_PARAMETERS, read_parameters
+from tampu.api.wire_options import parse_response_format, parse_stop, parse_tool_choice
+from tampu.core.chat import ToolSpec
+from tampu.core.errors import InvalidRequestError
+from tampu.core.sampling_params import SamplingParams
+from tampu.serving.requests import GenerateRequest, ToolChoice
+
+MAX_PROMPTS = 128  # in one completion request
+_MAX_TOKEN_ID = 2**31 - 1
+_DEFAULT_TEMPERATURE = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a request inherits from its connection."""
+
+    request_id: str
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationCall:
+    """What a body asks for. Chat has one request; a completion has one for each prompt."""
+
+    requests: tuple[GenerateRequest, ...]
+    model: str
+    is_stream: bool
+    has_stream_usage: bool = True
+    uses_functions: bool = False  # the older spelling of tools: calls are answered in it too
+    rejects_if_busy: bool = False
+    ignored: tuple[str, ...] = ()
+
+
+def parse_chat(body: Any, caller: Caller, config: ServerConfig) -> GenerationCall:
+    """A chat completion body.
+
+    Raises:
+        InvalidRequestError: naming the member at fault.
+    """
+    values, ignored = read_parameters(CHAT_PARAMETERS, body)
+    model = required(values, "model")
+    messages = parse_messages(required(values, "messages"))
+    tools, choice = _tools(values)
+    sampling = _sampling(values, _chat_logprobs(values), config)
+    request = GenerateRequest(
+        model=model,
+        sampling=sampling,
+        messages=messages,
+        tools=tools,
+        tool_choice=choice,
+        parallel_tool_calls=values.get("parallel_tool_calls", True),
+        **_common(values, caller, config),
+    )
+    return _call((request,), values, ignored, uses_functions="functions" in values)
+
+
+def parse_completion(body: Any, caller: Caller, config: ServerConfig) -> GenerationCall:
+    """A text completion body.
+
+    Raises:
+        InvalidRequestError: naming the member at fault.
+    """
+    values, ignored = read_parameters(COMPLETION_PARAMETERS, body)
+    model = required(values, "model")
+    prompts = _prompts(required(values, "prompt"))
+    if values.get("best_of", values.get("n", 1)) != values.get("n", 1):
+        raise InvalidRequestError("best_of", "'best_of' must be equal to 'n'", hint="Choose among n answers yourself.")
+    echo = values.get("echo", False)
+    if echo and "logprobs" in values:
+        raise InvalidRequestError(
+            "echo", "'echo' is not supported together with 'logprobs': the prompt has none", hint="Send one of them."
+        )
+    sampling = _sampling(values, values.get("logprobs"), config)
+    common = _common(values, caller, config)
+    requests = tuple(
+        GenerateRequest(
+            model=model,
+            sampling=sampling,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=None if isinstance(prompt, str) else prompt,
+            is_raw=True,
+            echo=echo,
+            **common,
+        )
+        for prompt in prompts
+    )
+    return _call(requests, values, ignored)
+
+
+def required(values: Mapping[str, Any], name: str) -> Any:
+    """A member that must be there. Raises InvalidRequestError."""
+    if name not in values:
+        raise InvalidRequestError(name, f"'{name}' is missing", hint=f"Send '{name}'.")
+    return values[name]
+
+
+def _call(
+    requests: tuple[GenerateRequest, ...],
+    values: Mapping[str, Any],
+    ignored: tuple[str, ...],
+    *,
+    uses_functions: bool = False,
+) -> GenerationCall:
+    stream_options = values.get("stream_options", {})
+    if stream_options.get("include_obfuscation", False):
+        raise InvalidRequestError(
+            "stream_options/include_obfuscation", "'stream_options/include_obfuscation' is not supported"
+        )
+    return GenerationCall(
+        requests=requests,
+        model=requests[0].model,
+        is_stream=values.get("stream", False),
+        has_stream_usage=stream_options.get("include_usage", True),
+        uses_functions=uses_functions,
+        rejects_if_busy=values.get("options", {}).get("rejectIfBusy", False),
+        ignored=ignored,
+    )
+
+
+def _common(values: Mapping[str, Any], caller: Caller, config: ServerConfig) -> dict[str, Any]:
+    """The members of a GenerateRequest that chat and completions spell alike."""
+    n = values.get("n", 1)
+    if n > config.max_num_choices:
+        raise InvalidRequestError("n", f"'n' must be at most {config.max_num_choices} on this server, not {n}")
+    return {
+        "seed": values.get("seed"),
+        "stop": parse_stop(values.get("stop")),
+        "n": n,
+        "ignore_eos": values.get("ignore_eos", False),
+        "response_format": parse_response_format(values.get("response_format")),
+        "lora": values.get("lora"),
+        "tenant": caller.tenant,
+        "request_id": caller.request_id,
+    }
+
+
+def _sampling(values: Mapping[str, Any], num_logprobs: int | None, config: ServerConfig) -> SamplingParams:
+    max_tokens = values.get("max_completion_tokens", values.get("max_tokens", config.default_max_tokens))
+    return SamplingParams(
+        temperature=float(values.get("temperature", _DEFAULT_TEMPERATURE)),
+        top_k=max(values.get("top_k", 0), 0),
+        top_p=float(values.get("top_p", 1.0)),
+        min_p=float(values.get("min_p", 0.0)),
+        repetition_penalty=float(values.get("repetition_penalty", 1.0)),
+        frequency_penalty=float(values.get("frequency_penalty", 0.0)),
+        presence_penalty=float(values.get("presence_penalty", 0.0)),
+        logit_bias=_logit_bias(values.get("logit_bias", {})),
+        max_tokens=max_tokens,
+        num_logprobs=num_logprobs,
+    )
+
+
+def _chat_logprobs(values: Mapping[str, Any]) -> int | None:
+    if values.get("logprobs", False):
+        return int(values.get("top_logprobs", 0))
+    if values.get("top_logprobs", 0):
+        raise InvalidRequestError("top_logprobs", "'top_logprobs' needs 'logprobs': true")
+    return None
+
+
+def _logit_bias(biases: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    pairs: dict[int, float] = {}
+    for key, bias in biases.items():
+        if not (key.isascii() and key.isdigit()) or len(key) > 10 or int(key) > _MAX_TOKEN_ID:
+            raise InvalidRequestError(f"logit_bias/{key[:40]}", f"'logit_bias' must map token ids, not {key[:40]!r}")
+        pairs[int(key)] = float(bias)
+    return tuple(sorted(pairs.items()))
+
+
+def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
+    """One or more prompts, as text or token ids."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and value:
+        if all(isinstance(item, str) for item in value):
+            prompts: tuple[str | tuple[int, ...], ...] = tuple(value)
+        elif all(_is_token_id(item) for item in value):
+            prompts = (tuple(value),)
+        elif all(isinstance(item, list) and item and all(map(_is_token_id, item)) for item in value):
+            prompts = tuple(tuple(item) for item in value)
+        else:
+            prompts = ()
+        if len(prompts) > MAX_PROMPTS:
+            raise InvalidRequestError("prompt", f"'prompt' must hold at most {MAX_PROMPTS} prompts, not {len(prompts)}")
+        if prompts:
+            return prompts
+    raise InvalidRequestError(
+        "prompt", "'prompt' must be a string, an array of strings, an array of token ids or an array of those"
+    )
+
+
+def _is_token_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_TOKEN_ID
+
+
+def _tools(values: Mapping[str, Any]) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
+    """The tools offered and how they may be used, from the newer or the older members."""
+    if "functions" in values or "function_call" in values:
+        for newer in ("tools", "tool_choice"):
+            if newer in values:
+                raise InvalidRequestError(newer, f"'{newer}' cannot be sent together with its older form")
+        tools = _named_tools(values.get("functions", []), "functions")
+        choice = _checked_choice(values.get("function_call"), "function_call", tools)
+        return tools, choice
+    for index, item in enumerate(values.get("tools", [])):
+        if isinstance(item, dict) and item.get("type", "function") != "function":
+            field = f"tools/{index}/type"
+            raise InvalidRequestError(field, f"'{field}' must be \"function\": no other tool runs here")
+    tools = _named_tools(values.get("tools", []), "tools")
+    return tools, _checked_choice(values.get("tool_choice"), "tool_choice", tools)
+
+
+def _named_tools(items: list[Any], field: str) -> tuple[ToolSpec, ...]:
+    notes: list[str] = []
+    tools = parse_tools(items, notes, field)
+    if notes:  # the native route leaves such tools out; OpenAI's refuses them
+        raise InvalidRequestError(field, notes[0].replace("was left out", "cannot be offered").rstrip("."))
+    return tools
+
+
+def _checked_choice(value: Any, field: str, tools: tuple[ToolSpec, ...]) -> ToolChoice:
+    choice = parse_tool_choice(value, field)
+    offered = {tool.name for tool in tools}
+    for name in choice.names:
+        if name not in offered:
+            raise InvalidRequestError(field, f"'{field}' names the function {name!r}, which is not offered")
+    if choice.mode == "required" and not tools:
+        raise InvalidRequestError(field, f"'{field}' is \"required\" but no tools are offered")
+    return choice
