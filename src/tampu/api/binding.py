@@ -13,12 +13,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tampu.api.account_path import check_account_id
 from tampu.api.body import parse_json, read_body
 from tampu.api.context import context_of, request_id_of
+from tampu.api.error_docs import ERROR_RESPONSES
 from tampu.api.errors import ApiError
 from tampu.api.native_run import run_native
 from tampu.api.replies import EventStream, json_reply
-from tampu.api.workers_ai import ERROR_RESPONSES, check_account_id
 from tampu.core.errors import UnknownModelError
 
 _PLAIN, _GATEWAY = "/run", "/ai-gateway/run"
