@@ -221,7 +221,7 @@ def test_bundled_model_answers(bundled_model: Path) -> None:
     prompt = [ids["<|im_start|>"], *(ids[word] for word in words.split(" "))]
     runner = ReferenceRunner(checkpoint, ENGINE)
     runner.load()
-    answer = [ids[word] for word in "The Ġcapital Ġof ĠFrance Ġis ĠParis .".split(" ")]
+    answer = [ids[word] for word in ["The", "Ġcapital", "Ġof", "ĠFrance", "Ġis", "ĠParis", "."]]
     logits = runner.logits([*prompt, *answer])
     assert logits[len(prompt) - 1 : -1].argmax(axis=-1).tolist() == answer
     # The same through the paged cache, one token at a time.
