@@ -47,13 +47,11 @@ def main() -> None:
     command = [sys.executable, "-m", "tampu", "serve", "--port", str(port)]
     command += ["--model", args.model] if args.model else []
     command += ["--threads", str(args.threads)] if args.threads else []
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with running_server([*command, "--data-dir", folder], port=port, ready_path="/ready", log=log):
             asyncio.run(run_load("127.0.0.1", port, distinct_prompts(2, salt="warm"), streams=1, max_tokens=8))
-            for n in (int(s) for s in args.streams.split(",")):
-                rows.append(measure(port, n, args.generate, salt=f"{n}-"))
+            rows = [measure(port, int(n), args.generate, salt=f"{n}-") for n in args.streams.split(",")]
     heads = ("tok/s", "TTFT p50", "TTFT p95", "ITL p50", "ITL p95", "not native")
     print(f"{'streams':>8}" + "".join(f"{head:>12}" for head in heads))
     for result, outside in rows:

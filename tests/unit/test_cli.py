@@ -1,0 +1,63 @@
+"""The command line: help, version, errors as one sentence, and a documentation page that cannot go stale."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tampu import __version__
+from tampu.cli.main import app, main
+from tampu.cli.reference import reference
+from tampu.cli.serve import bind
+from tampu.core.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_page_matches_the_commands() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference(), "run `make docs`"
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.output == f"tampu {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["serve"], ["run"], ["models"], ["worker"], ["token", "create"]])
+def test_every_command_has_help(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_our_errors_are_one_sentence_and_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"not a model")
+    monkeypatch.setattr("sys.argv", ["tampu", "run", "hello", "--model", str(broken)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert str(broken) in lines[0]
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            bind("127.0.0.1", port)
+
+
+def test_a_public_bind_without_a_token_is_refused_with_the_command_that_fixes_it(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path)])
+    assert isinstance(result.exception, ConfigError)
+    assert "tampu token create" in str(result.exception)
