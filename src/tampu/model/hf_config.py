@@ -22,9 +22,11 @@ _MAX_TOKENIZER_BYTES = 1 << 26
 def read_json_file(path: Path, max_bytes: int) -> dict[str, Any]:
     """A JSON object from a file of bounded size. Raises CheckpointError."""
     with path.open("rb") as file:
-        raw = file.read(max_bytes + 1)
-    if len(raw) > max_bytes:
-        raise CheckpointError(str(path), f"is larger than {max_bytes} bytes")
+        num_bytes = file.seek(0, 2)
+        if num_bytes > max_bytes:
+            raise CheckpointError(str(path), f"is larger than {max_bytes} bytes")
+        file.seek(0)
+        raw = file.read(num_bytes)
     return parse_json(str(path), raw, "it")
 
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from tampu.core.errors import CheckpointError
 from tampu.core.tokenizer_spec import TokenizerSpec
 from tampu.model.checkpoint import Checkpoint
-from tampu.model.config import check_config
-from tampu.model.hf_config import read_json_file, read_model_config, read_vocabulary
+from tampu.model.config import ModelConfig, check_config
+from tampu.model.hf_config import Vocabulary, read_json_file, read_model_config, read_vocabulary
 from tampu.model.llama_tensors import EMBEDDING, LM_HEAD, check_tensors
 from tampu.model.safetensors_header import SafetensorsEntry, read_safetensors_header
 from tampu.model.tensor import Tensor
@@ -33,9 +33,13 @@ _IGNORED_SUFFIX = ".self_attn.rotary_emb.inv_freq"
 
 def open_safetensors_folder(path: Path) -> Checkpoint:
     """Open and check a folder. Raises CheckpointError; on any error nothing stays open."""
+    # Configuration first: it is small, and it tells a wrong kind of model before anything large is looked at.
+    vocabulary = read_vocabulary(path)
+    config = read_model_config(path, vocabulary.token_ids)
+    check_config(str(path / "config.json"), config)
     shards = open_shards(path)
     try:
-        return _build_checkpoint(path, shards)
+        return _build_checkpoint(path, config, vocabulary, shards)
     except BaseException:
         shards.close()
         raise
@@ -132,10 +136,7 @@ def _check_index(folder: Path, weight_map: Mapping[str, str], found: Mapping[str
                 raise CheckpointError(str(folder / name), f"is not listed for this file in {_INDEX}", tensor=tensor)
 
 
-def _build_checkpoint(path: Path, shards: SafetensorsShards) -> Checkpoint:
-    vocabulary = read_vocabulary(path)
-    config = read_model_config(path, vocabulary.token_ids)
-    check_config(str(path / "config.json"), config)
+def _build_checkpoint(path: Path, config: ModelConfig, vocabulary: Vocabulary, shards: SafetensorsShards) -> Checkpoint:
     if config.tie_word_embeddings and LM_HEAD in shards.shapes():
         _drop_repeated_head(path, shards)
     check_tensors(str(path), config, shards.shapes())

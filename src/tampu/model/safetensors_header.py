@@ -75,7 +75,7 @@ def _read_entry(file: str, name: str, entry: Any, data_begin: int, size: int) ->
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise fail("its entry must have dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if entry["dtype"] not in _QTYPES:
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _QTYPES:
         raise fail(f"has the unsupported type {str(entry['dtype'])[:40]!r}; F32, F16 and BF16 can be read")
     if not _is_sizes(shape) or len(shape) > _MAX_DIMENSIONS or 0 in shape:
         raise fail("has a malformed shape")
