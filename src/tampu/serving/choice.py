@@ -1,24 +1,46 @@
-"""One choice of a generation: its engine request's tokens become text events, stop strings and a usage count."""
+"""One choice of a generation: its engine request's tokens become text, tool calls, stop matches and a usage count."""
 
 from __future__ import annotations
 
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tampu.core.chat import ToolSpec
 from tampu.core.output import FinishReason, RequestOutput, Usage
 from tampu.core.request import Request
 from tampu.core.step import TokenLogprobs
-from tampu.serving.events import Event, Finished, TextDelta, TokenText
+from tampu.serving.events import Event, Finished, TextDelta, TokenText, ToolCallDelta
 from tampu.serving.ports import TextCodec
+from tampu.text.tool_calls import Piece, TextPiece, ToolCallParser, ToolCallPiece
 
 
 class Choice:
-    """Folds the outputs of one engine request into events; the last one is Finished."""
+    """Folds the outputs of one engine request into events; the last one is Finished.
 
-    def __init__(self, index: int, request: Request, codec: TextCodec, stops: tuple[str, ...]) -> None:
+    `tools` are those the model may call here (empty = text only); with `has_single_call` the first call ends it.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        request: Request,
+        codec: TextCodec,
+        *,
+        stops: Sequence[str] = (),
+        tools: Sequence[ToolSpec] = (),
+        has_single_call: bool = False,
+    ) -> None:
         self.index = index
         self.request = request
-        self.num_completion_tokens = 0
         self._codec = codec
-        self._decoder = codec.decoder()
+        self._decoder = codec.tool_decoder() if tools else codec.decoder()
+        self._parser = ToolCallParser(tools) if tools else None
         self._matcher = codec.stop_matcher(stops) if stops else None
+        self._has_single_call = has_single_call
+        self._num_calls = 0
+        self._num_completion_tokens = 0
         self._num_cached_tokens = 0
         self._pending_logprobs: list[TokenText] = []
 
@@ -31,38 +53,67 @@ class Choice:
         """Events that one output leads to. Raises the output's error."""
         if output.error is not None:
             raise output.error
-        self.num_completion_tokens += len(output.new_token_ids)
+        self._num_completion_tokens += len(output.new_token_ids)
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         if output.new_logprobs:
             self._note_logprobs(output)
+        text, reason = self._text(output)
+        events = self._text_events(text) if self._parser is None else self._tool_events(self._parser, text, reason)
+        if self._has_single_call and self._num_calls:
+            reason = reason or FinishReason.STOP
+        if reason is not None:
+            events.append(self._finished(reason))
+        return events
+
+    def _text(self, output: RequestOutput) -> tuple[str, FinishReason | None]:
+        """The text that became certain with an output, cut at a stop string, and why the choice ends, if it does."""
+        reason = output.finish_reason
         text = self._decoder.add(output.new_token_ids) if output.new_token_ids else ""
-        if output.finish_reason is not None:
+        if reason is not None:
             text += self._decoder.finish()
         if self._matcher is not None:
             text = self._matcher.feed(text)
             if self._matcher.matched is not None:
-                return self._finish(FinishReason.STOP, text)
-            if output.finish_reason is not None:
+                return text, FinishReason.STOP
+            if reason is not None:
                 text += self._matcher.finish()
-        if output.finish_reason is not None:
-            return self._finish(output.finish_reason, text)
-        return self._delta(text) if text else []
+        return text, reason
 
-    def _delta(self, text: str) -> list[Event]:
+    def _text_events(self, text: str) -> list[Event]:
+        if not text:
+            return []
         logprobs = tuple(self._pending_logprobs)
         self._pending_logprobs.clear()
         return [TextDelta(text, self.index, logprobs)]
 
-    def _finish(self, reason: FinishReason, text: str) -> list[Event]:
-        events = self._delta(text) if text or self._pending_logprobs else []
+    def _tool_events(self, parser: ToolCallParser, text: str, reason: FinishReason | None) -> list[Event]:
+        pieces: list[Piece] = parser.feed(text)
+        if reason is not None:
+            pieces += parser.finish()
+        events: list[Event] = []
+        for piece in pieces:
+            match piece:
+                case TextPiece(text=part):
+                    events += self._text_events(part)
+                case ToolCallPiece(call=call):
+                    call = replace(call, call_id=f"chatcmpl-tool-{uuid.uuid4().hex}")
+                    arguments = json.dumps(call.arguments, ensure_ascii=False)
+                    events.append(ToolCallDelta(self._num_calls, call.call_id, call.name, arguments, call, self.index))
+                    self._num_calls += 1
+                    if self._has_single_call:
+                        break
+        return events
+
+    def _finished(self, reason: FinishReason) -> Finished:
+        if self._num_calls and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
         usage = Usage(
             prompt_tokens=len(self.request.prompt_token_ids) if self.index == 0 else 0,
-            completion_tokens=self.num_completion_tokens,
+            completion_tokens=self._num_completion_tokens,
             cached_tokens=self._num_cached_tokens if self.index == 0 else 0,
         )
         stop_match = self._matcher.matched if self._matcher is not None else None
-        events.append(Finished(reason, usage, self.index, stop_match))
-        return events
+        return Finished(reason, usage, self.index, stop_match)
 
     def _note_logprobs(self, output: RequestOutput) -> None:
         ended = output.finish_reason is FinishReason.STOP

@@ -22,7 +22,8 @@ class ChatCodec:
         self._tokenizer = tokenizer
         self._template = template
         self.vocab_size = tokenizer.vocab_size
-        end_ids = [tokenizer.special_id(name) for name in template.end_of_turn_names]
+        known = tokenizer.special_names
+        end_ids = [tokenizer.special_id(name) for name in template.end_of_turn_names if name in known]
         self.eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *end_ids)))
         names = sorted(tokenizer.special_names, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None

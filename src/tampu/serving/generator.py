@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 
+from tampu.core.chat import ToolSpec
 from tampu.core.errors import ContextLengthError, InvalidRequestError, RequestAbortedError, TampuError
 from tampu.core.output import FinishReason, RequestOutput
 from tampu.core.request import Request
@@ -160,7 +161,16 @@ class Generator:
                 lora_id=request.lora,
                 tenant=request.tenant,
             )
-            choices.append(Choice(index, engine_request, self._codec, request.stop))
+            choices.append(
+                Choice(
+                    index,
+                    engine_request,
+                    self._codec,
+                    stops=request.stop,
+                    tools=callable_tools(request),
+                    has_single_call=not request.parallel_tool_calls,
+                )
+            )
         return choices
 
     def _prompt_text(self, request: GenerateRequest, prompt_token_ids: tuple[int, ...]) -> str:
@@ -210,6 +220,14 @@ def _check_token_ids(request: GenerateRequest, vocab_size: int) -> None:
             raise InvalidRequestError(
                 field, f"'{field}' names token {token_id}, and the model has {vocab_size}", hint="Use its own tokens."
             )
+
+
+def callable_tools(request: GenerateRequest) -> tuple[ToolSpec, ...]:
+    """The tools the model may call: none, those that `tool_choice` names, or all."""
+    choice = request.tool_choice
+    if choice.mode == "none":
+        return ()
+    return tuple(tool for tool in request.tools if not choice.names or tool.name in choice.names)
 
 
 def _num_chars(request: GenerateRequest) -> int:

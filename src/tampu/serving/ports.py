@@ -77,6 +77,9 @@ class TextCodec(Protocol):
     def decoder(self) -> TokenDecoder:
         """A fresh decoder."""
 
+    def tool_decoder(self) -> TokenDecoder:
+        """A fresh decoder that also shows the special tokens which mark tool calls."""
+
     def stop_matcher(self, stops: Sequence[str]) -> StopMatcher:
         """A fresh matcher."""
 
