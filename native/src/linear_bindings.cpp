@@ -114,6 +114,7 @@ class Layer {
   void run(const Matrix& x, float* y, int64_t ldy, Epilogue epilogue, int num_parts) const {
     if (int(x.shape(1)) != linear_->in_features()) throw std::invalid_argument("x has the wrong width");
     const int rows = static_cast<int>(x.shape(0));
+    nb::gil_scoped_release release;  // the embedding runner calls this from several threads
     auto a = activations(rows);
     a->set_rows(x.data(), int64_t(x.shape(1)), 0, rows);
     for (int p = 0; p < num_parts; ++p) linear_->forward(*a, rows, y, ldy, epilogue, p, num_parts);

@@ -98,3 +98,24 @@ class Llama:
     def weight_bytes(self) -> int: ...
     @property
     def kv_cache_bytes(self) -> int: ...
+
+class linear:  # noqa: N801 - a submodule
+    """The linear-layer kernels by themselves."""
+
+    class Layer:
+        """One packed layer: (qtype, bytes, rows) matrices of width k side by side."""
+
+        def __init__(
+            self,
+            parts: Sequence[tuple[str, bytes, int]],
+            k: int,
+            isa: str,
+            activations: str,
+            precision: str = "normal",
+        ) -> None: ...
+        def forward(self, x: npt.NDArray[np.float32], num_parts: int = 1) -> npt.NDArray[np.float32]:
+            """(n, k) -> (n, out_features); a row's bits depend on that row alone. Releases the interpreter."""
+
+    @staticmethod
+    def available_isas() -> list[str]:
+        """Instruction sets this machine can run, slowest first."""

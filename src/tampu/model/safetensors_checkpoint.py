@@ -81,8 +81,11 @@ class SafetensorsShards:
         self._bytes = {}
 
 
-def open_shards(folder: Path) -> SafetensorsShards:
-    """Map model.safetensors, or all the shards of its index, and check every header."""
+def open_shards(folder: Path, *, ignored_suffixes: tuple[str, ...] = ()) -> SafetensorsShards:
+    """Map model.safetensors, or all the shards of its index, and check every header.
+
+    Tensors whose names end in one of `ignored_suffixes` do not exist for the caller.
+    """
     if (folder / _INDEX).is_file():
         weight_map = _read_weight_map(folder)
         names = sorted(set(weight_map.values()))
@@ -96,8 +99,9 @@ def open_shards(folder: Path) -> SafetensorsShards:
         if not shard.is_file():
             raise CheckpointError(str(shard), f"is missing, but {_INDEX} lists it")
         mapped = _map_file(shard)
-        files[str(shard)] = (mapped, read_safetensors_header(shard, mapped))
+        files[str(shard)] = (mapped, read_safetensors_header(shard, mapped, ignored_suffixes=ignored_suffixes))
     if weight_map is not None:
+        weight_map = {tensor: name for tensor, name in weight_map.items() if not tensor.endswith(ignored_suffixes)}
         _check_index(folder, weight_map, {Path(file).name: entries for file, (_, entries) in files.items()})
     return SafetensorsShards(files)
 

@@ -29,8 +29,13 @@ class SafetensorsEntry:
     num_bytes: int
 
 
-def read_safetensors_header(path: Path, data: mmap.mmap) -> dict[str, SafetensorsEntry]:
-    """Parse and check: every tensor lies inside the file and shares no byte with another. Raises CheckpointError."""
+def read_safetensors_header(
+    path: Path, data: mmap.mmap, *, ignored_suffixes: tuple[str, ...] = ()
+) -> dict[str, SafetensorsEntry]:
+    """Parse and check: every tensor lies inside the file and shares no byte with another. Raises CheckpointError.
+
+    Tensors whose names end in one of `ignored_suffixes` are passed over unread, whatever their type.
+    """
     size = len(data)
     header_bytes = int.from_bytes(data[:8], "little")
     if size < 8 or header_bytes > min(size - 8, _MAX_HEADER_BYTES):
@@ -40,7 +45,11 @@ def read_safetensors_header(path: Path, data: mmap.mmap) -> dict[str, Safetensor
     data_begin = 8 + header_bytes
     header = parse_json(str(path), data[8:data_begin], "the header")
     header.pop("__metadata__", None)
-    entries = {name: _read_entry(str(path), name, entry, data_begin, size) for name, entry in header.items()}
+    entries = {
+        name: _read_entry(str(path), name, entry, data_begin, size)
+        for name, entry in header.items()
+        if not name.endswith(ignored_suffixes)
+    }
     end, last = data_begin, ""
     for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
         if entry.offset < end:
