@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tampu import __version__
 from tampu.cli.main import app, main
 from tampu.cli.reference import reference
-from tampu.cli.serve import bind
+from tampu.cli.server_process import bind
 from tampu.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

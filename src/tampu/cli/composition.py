@@ -33,14 +33,22 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RunnerFacts:
+    """What the banner says of the runner."""
+
+    device: str
+    kv_cache: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A loaded model whose engine is running."""
 
-    runner: ModelRunner
     engine: Engine
     generator: Generator
     metrics: Metrics
     card: ModelCard
+    runner_facts: RunnerFacts
     file_bytes: int
     load_seconds: float
 
@@ -77,6 +85,20 @@ def build_runner(settings: EngineSettings, checkpoint: Checkpoint) -> ModelRunne
 
         return ReferenceRunner(checkpoint, settings.engine)
     raise ConfigError("runner", f"{settings.runner!r} is not one of cpu, reference")
+
+
+def runner_facts(runner: ModelRunner, settings: EngineSettings) -> RunnerFacts:
+    """Facts only the native runner has more of."""
+    if settings.runner != "cpu":
+        return RunnerFacts("reference runner (NumPy)")
+    from tampu.cli.banner import megabytes
+    from tampu.runner.cpu import CpuRunner
+
+    assert isinstance(runner, CpuRunner)
+    return RunnerFacts(
+        device=f"{runner.isa}, {runner.num_threads} threads, {runner.activations} activations",
+        kv_cache=f" ({megabytes(runner.kv_cache_bytes)}, {settings.cpu.kv_cache_dtype})",
+    )
 
 
 def load_model(settings: EngineSettings) -> LoadedModel:
@@ -119,4 +141,12 @@ def load_model(settings: EngineSettings) -> LoadedModel:
         )
     finally:
         checkpoint.close()
-    return LoadedModel(runner, engine, generator, metrics, card, checkpoint.file_bytes, time.perf_counter() - started)
+    return LoadedModel(
+        engine=engine,
+        generator=generator,
+        metrics=metrics,
+        card=card,
+        runner_facts=runner_facts(runner, settings),
+        file_bytes=checkpoint.file_bytes,
+        load_seconds=time.perf_counter() - started,
+    )

@@ -1,83 +1,25 @@
-"""`tampu serve`: builds the objects, prints the banner, runs the HTTP server until it is told to stop."""
+"""`tampu serve`: turns options into settings, builds the application, prints the banner, serves."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tampu.cli import options
-from tampu.cli.banner import print_banner
+from tampu.cli.banner import BannerFacts, megabytes, parameter_count, print_banner
 from tampu.cli.composition import EngineSettings, load_model
+from tampu.cli.server_process import BuiltServer, bind, run_server
 from tampu.core.config import CpuRunnerConfig, EngineConfig
-from tampu.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
+    from tampu.api.auth import AccessPolicy
     from tampu.api.config import ServerConfig
-    from tampu.cli.banner import BannerFacts
     from tampu.cli.composition import LoadedModel
     from tampu.store.token_cache import TokenCache
-
-_DRAIN_SECONDS = 30
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """The listening socket, taken before anything slow happens. Raises ConfigError naming the port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError("port", f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from None
-    return listener
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """A running application and how to end it."""
-
-    app: FastAPI
-    facts: BannerFacts
-    loaded: LoadedModel | None = None
-
-    def close(self) -> None:
-        """Free everything. Idempotent."""
-        if self.loaded is not None:
-            self.loaded.close()
-
-
-def run_server(serving: Serving, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; open requests may finish within the drain time."""
-    import uvicorn
-
-    config = uvicorn.Config(
-        serving.app,
-        log_level="warning",
-        access_log=False,
-        lifespan="on",
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-    )
-    # Start-up garbage is permanent: keep the collector from walking it while answers stream.
-    gc.collect()
-    gc.freeze()
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        serving.close()
 
 
 def open_token_cache(data_dir: str | None, database_url: str | None) -> TokenCache:
@@ -92,35 +34,51 @@ def open_token_cache(data_dir: str | None, database_url: str | None) -> TokenCac
     return TokenCache(TokenStore(open_database(folder, database_url)))
 
 
-def build_serving(settings: EngineSettings, server: ServerConfig, tokens: TokenCache, started: float) -> Serving:
+def build_server(
+    settings: EngineSettings, server: ServerConfig, policy: AccessPolicy, tokens: TokenCache, started: float
+) -> BuiltServer:
     """Load the model and build the application over it."""
     from tampu.api.app import create_app
+    from tampu.api.auth import AccessControl
     from tampu.serving.services import Services
 
     loaded = load_model(settings)
-    services = Services(
-        generator=loaded.generator, model_card=loaded.card, engine=loaded.engine, metrics=loaded.metrics, tokens=tokens
-    )
     try:
-        app = create_app(services, server)
+        services = Services(
+            generator=loaded.generator,
+            model_card=loaded.card,
+            engine=loaded.engine,
+            metrics=loaded.metrics,
+            tokens=tokens,
+        )
+        app = create_app(services, server, access=AccessControl(policy, tokens))
         facts = banner_facts(loaded, server, settings, time.perf_counter() - started)
     except BaseException:
         loaded.close()
         raise
-    return Serving(app, facts, loaded)
+    return BuiltServer(app, facts, loaded.close)
+
+
+def build_mock_server(script: Path | None, server: ServerConfig, policy: AccessPolicy) -> BuiltServer:
+    """The same wire with no model: nothing of the engine is imported."""
+    from tampu.api.app import create_app
+    from tampu.api.auth import AccessControl
+    from tampu.serving.metrics import Metrics
+    from tampu.serving.mock import MockGenerator, mock_model_card
+    from tampu.serving.mock_script import load_script
+    from tampu.serving.services import Services
+
+    metrics, card = Metrics(), mock_model_card()
+    generator = MockGenerator(metrics, load_script(script) if script is not None else None)
+    services = Services(generator=generator, model_card=card, engine=generator, metrics=metrics)
+    app = create_app(services, server, access=AccessControl(policy))
+    rows = (("answers", str(script) if script else "made up, deterministic"), _address(server))
+    return BuiltServer(app, BannerFacts("Tampu mock", rows, card.notices), lambda: None)
 
 
 def banner_facts(loaded: LoadedModel, server: ServerConfig, settings: EngineSettings, seconds: float) -> BannerFacts:
     """What the banner says of a loaded model."""
-    from tampu.cli.banner import BannerFacts, megabytes, parameter_count
-    from tampu.runner.cpu import CpuRunner
-
-    card, runner = loaded.card, loaded.runner
-    device = "reference runner (NumPy)"
-    kv_bytes = ""
-    if isinstance(runner, CpuRunner):
-        device = f"{runner.isa}, {runner.num_threads} threads, {runner.activations} activations"
-        kv_bytes = f" ({megabytes(runner.kv_cache_bytes)}, {settings.cpu.kv_cache_dtype})"
+    card, facts = loaded.card, loaded.runner_facts
     notices = list(card.notices)
     if card.is_stand_in:
         notices.append(
@@ -131,13 +89,18 @@ def banner_facts(loaded: LoadedModel, server: ServerConfig, settings: EngineSett
         ("file", f"{card.file} ({megabytes(loaded.file_bytes)})"),
         ("parameters", f"{parameter_count(card.num_parameters)}, {card.quantization}"),
         ("context", f"{card.max_model_len:,} tokens a request (the model was made for {card.model_context_len:,})"),
-        ("KV cache", f"{card.kv_capacity_tokens:,} tokens over all requests{kv_bytes}"),
-        ("computes on", device),
+        ("KV cache", f"{card.kv_capacity_tokens:,} tokens over all requests{facts.kv_cache}"),
+        ("computes on", facts.device),
         ("mode", "strict (as the hosted service)" if server.is_strict else "default (superset of the hosted service)"),
-        ("address", f"http://{server.host}:{server.port}  (metrics /metrics, routes /docs)"),
+        _address(server),
         ("ready in", f"{seconds:.2f} s, of which {loaded.load_seconds:.2f} s loading the model"),
     )
     return BannerFacts("Tampu", rows, tuple(notices))
+
+
+def _address(server: ServerConfig) -> tuple[str, str]:
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    return "address", f"http://{host}:{server.port}  (metrics at /metrics, routes at /docs)"
 
 
 def serve(
@@ -146,9 +109,46 @@ def serve(
     port: Annotated[
         int, typer.Option("--port", "-p", envvar="TAMPU_PORT", min=0, max=65535, help="Port to listen on; 0 = any.")
     ] = 8900,
+    mock: Annotated[
+        bool,
+        typer.Option("--mock", envvar="TAMPU_MOCK", help="No model: deterministic or scripted answers, for tests."),
+    ] = False,
+    mock_script: Annotated[
+        Path | None,
+        typer.Option("--mock-script", envvar="TAMPU_MOCK_SCRIPT", help="JSON or YAML file of replies and faults."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", envvar="TAMPU_STRICT", help="Refuse what the hosted service refuses.")
     ] = False,
+    default_max_tokens: Annotated[
+        int, typer.Option("--default-max-tokens", min=1, help="max_tokens of a request that names none.")
+    ] = 256,
+    pad_streams: Annotated[
+        bool,
+        typer.Option("--pad-streams", help="Random padding in native stream frames, against length side channels."),
+    ] = False,
+    null_response: Annotated[
+        bool, typer.Option("--null-response", help='`response: null` beside tool calls instead of "".')
+    ] = False,
+    ignore_image: Annotated[
+        bool, typer.Option("--ignore-image", help="Drop `image` with a note instead of refusing it.")
+    ] = False,
+    functions: Annotated[
+        bool | None,
+        typer.Option(
+            "--enable-functions/--disable-functions",
+            help="Run the JavaScript of `functions` in the sandbox; by default only on loopback binds.",
+        ),
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option("--request-timeout", min=0.001, help="Seconds an answer may take; default no limit.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option("--allowed-host", help="Further name this server is reached under.")
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None, typer.Option("--allowed-origin", help="Web page that may call: scheme://host[:port].")
+    ] = None,
     threads: options.ThreadsOption = None,
     isa: options.IsaOption = None,
     activations: options.ActivationsOption = "int8",
@@ -177,30 +177,52 @@ def serve(
     """Serve the model over HTTP: Workers AI's REST and binding routes and the OpenAI-compatible ones."""
     from rich.console import Console
 
-    from tampu.api.auth import check_bind
+    from tampu.api.auth import AccessPolicy, check_bind
     from tampu.api.config import ServerConfig
 
     started = time.perf_counter()
     listener = bind(host, port)
     try:
-        tokens = open_token_cache(data_dir, database_url)
-        check_bind(host, has_tokens=asyncio.run(tokens.has_tokens()))
-        server = ServerConfig(host=host, port=listener.getsockname()[1], is_strict=strict)
-        settings = EngineSettings(
-            model=model,
-            runner=runner,
-            engine=EngineConfig(
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
-                max_num_waiting=max_num_waiting,
-                max_model_len=max_model_len,
-                kv_cache_bytes=None if kv_cache_mb is None else kv_cache_mb << 20,
-                enable_prefix_caching=prefix_caching,
-            ),
-            cpu=CpuRunnerConfig(num_threads=threads, isa=isa, activations=activations, kv_cache_dtype=kv_cache_dtype),
+        server = ServerConfig(
+            host=host,
+            port=listener.getsockname()[1],
+            is_strict=strict,
+            default_max_tokens=default_max_tokens,
+            is_stream_padded=pad_streams,
+            has_null_response_with_tool_calls=null_response,
+            is_image_ignored=ignore_image,
+            enables_functions=functions,
+            request_timeout_s=request_timeout,
         )
-        serving = build_serving(settings, server, tokens, started)
-        print_banner(serving.facts, Console())
-        run_server(serving, listener)
+        policy = AccessPolicy(
+            bind_host=host,
+            is_strict=strict,
+            allowed_hosts=tuple(allowed_host or ()),
+            allowed_origins=tuple(allowed_origin or ()),
+        )
+        if mock:
+            check_bind(host, has_tokens=False)
+            built = build_mock_server(mock_script, server, policy)
+        else:
+            tokens = open_token_cache(data_dir, database_url)
+            check_bind(host, has_tokens=asyncio.run(tokens.has_tokens()))
+            settings = EngineSettings(
+                model=model,
+                runner=runner,
+                engine=EngineConfig(
+                    max_num_seqs=max_num_seqs,
+                    max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
+                    max_num_waiting=max_num_waiting,
+                    max_model_len=max_model_len,
+                    kv_cache_bytes=None if kv_cache_mb is None else kv_cache_mb << 20,
+                    enable_prefix_caching=prefix_caching,
+                ),
+                cpu=CpuRunnerConfig(
+                    num_threads=threads, isa=isa, activations=activations, kv_cache_dtype=kv_cache_dtype
+                ),
+            )
+            built = build_server(settings, server, policy, tokens, started)
+        print_banner(built.facts, Console())
+        run_server(built, listener)
     finally:
         listener.close()

@@ -1,0 +1,65 @@
+"""A bound socket and a built application become a running server process; nothing here knows models or options."""
+
+from __future__ import annotations
+
+import gc
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tampu.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tampu.cli.banner import BannerFacts
+
+_DRAIN_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltServer:
+    """An application, what its banner says and how to end it."""
+
+    app: FastAPI
+    facts: BannerFacts
+    close: Callable[[], None]
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The listening socket, taken before anything slow happens. Raises ConfigError naming the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)  # SO_REUSEADDR lets two servers bind; only one may listen
+    except OSError as error:
+        listener.close()
+        raise ConfigError("port", f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from None
+    return listener
+
+
+def run_server(server: BuiltServer, listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM; open requests may finish within the drain time."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        server.app,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
+    # Start-up garbage is permanent: keep the collector from walking it while answers stream.
+    gc.collect()
+    gc.freeze()
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        server.close()
