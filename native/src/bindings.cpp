@@ -32,6 +32,7 @@ constexpr std::pair<const char*, Isa> kIsas[] = {
     {"portable", Isa::Portable}, {"avx2", Isa::Avx2}, {"avx512", Isa::Avx512}};
 constexpr std::pair<const char*, ActivationType> kActivations[] = {{"int8", ActivationType::Int8},
                                                                    {"f32", ActivationType::F32}};
+constexpr std::pair<const char*, Precision> kPrecisions[] = {{"normal", Precision::Normal}, {"high", Precision::High}};
 constexpr std::pair<const char*, QType> kQTypes[] = {
     {"F32", QType::F32},   {"F16", QType::F16},   {"BF16", QType::BF16}, {"Q8_0", QType::Q8_0}, {"Q4_0", QType::Q4_0},
     {"Q4_1", QType::Q4_1}, {"Q4_K", QType::Q4_K}, {"Q5_K", QType::Q5_K}, {"Q6_K", QType::Q6_K}};
@@ -112,7 +113,8 @@ void construct_llama(Llama* self, int vocab_size, int hidden_size, int intermedi
   new (self) Llama(std::move(model), runner);
 }
 
-void set_linear(Llama& self, const std::string& slot, int layer, nb::sequence tensors, int in_features) {
+void set_linear(Llama& self, const std::string& slot, int layer, nb::sequence tensors, int in_features,
+                const std::string& precision_name) {
   std::vector<LinearPart> parts;
   std::vector<Bytes> kept;
   for (nb::handle item : tensors) {
@@ -126,8 +128,9 @@ void set_linear(Llama& self, const std::string& slot, int layer, nb::sequence te
     kept.push_back(data);
   }
   const Llama::Slot where = by_name(slot, kSlots, "weight");
+  const Precision precision = by_name(precision_name, kPrecisions, "precision");
   nb::gil_scoped_release release;
-  self.set_linear(where, layer, parts, in_features);
+  self.set_linear(where, layer, parts, in_features, precision);
 }
 
 nb::list execute(Llama& self, nb::sequence runs) {
@@ -221,7 +224,8 @@ void bind_runner(nb::module_& m) {
            nb::arg("num_key_value_heads"), nb::arg("head_dim"), nb::arg("rms_norm_eps"), nb::arg("inv_freq"),
            nb::arg("tie_word_embeddings"), nb::arg("num_threads"), nb::arg("max_num_batched_tokens"),
            nb::arg("max_num_seqs"), nb::arg("isa"), nb::arg("activations"))
-      .def("set_linear", &set_linear, nb::arg("slot"), nb::arg("layer"), nb::arg("tensors"), nb::arg("in_features"))
+      .def("set_linear", &set_linear, nb::arg("slot"), nb::arg("layer"), nb::arg("tensors"), nb::arg("in_features"),
+           nb::arg("precision"))
       .def("set_norm",
            [](Llama& self, const std::string& norm, int layer, const Floats& values) {
              self.set_norm(by_name(norm, kNorms, "norm"), layer, values.data(), static_cast<int>(values.size()));

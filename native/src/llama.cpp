@@ -47,7 +47,8 @@ Llama::Llama(LlamaConfig model, RunnerConfig runner)
       attention_(kernels_, model.num_heads, model.num_kv_heads, model.head_dim, runner.num_threads),
       pool_(runner.num_threads) {}
 
-void Llama::set_linear(Slot slot, int layer, const std::vector<LinearPart>& parts, int in_features) {
+void Llama::set_linear(Slot slot, int layer, const std::vector<LinearPart>& parts, int in_features,
+                       Precision precision) {
   const bool is_in_layer = slot != Slot::LmHead && slot != Slot::EmbedTokens;
   if (is_in_layer && (layer < 0 || layer >= model_.num_layers)) refuse("layer index is out of range");
   int n = 0, k = model_.hidden_size, wanted = model_.vocab_size;
@@ -63,9 +64,9 @@ void Llama::set_linear(Slot slot, int layer, const std::vector<LinearPart>& part
   if (in_features != k) refuse("a weight has rows of " + std::to_string(in_features) + " where " + std::to_string(k) + " are needed");
   for (const LinearPart& part : parts) n += part.n;
   if (n != wanted) refuse("a weight has " + std::to_string(n) + " rows where " + std::to_string(wanted) + " are needed");
-  *to = parts.size() == 1 ? make_linear(parts[0].qtype, parts[0].data, n, k, runner_.isa, runner_.activations)
+  *to = parts.size() == 1 ? make_linear(parts[0].qtype, parts[0].data, n, k, runner_.isa, runner_.activations, precision)
                           : make_fused_linear(parts.data(), static_cast<int>(parts.size()), k, runner_.isa,
-                                              runner_.activations);
+                                              runner_.activations, precision);
 }
 
 void Llama::set_norm(Norm norm, int layer, const float* values, int n) {

@@ -139,11 +139,12 @@ void Sampler::filter(const float* x, float maximum, const SamplingParams& params
       if (cut_top_p(wanted) || k >= vocab_size_) break;
     }
   } else {
-    // Everything within the bound, with room for the rounding of the logarithm; the exact cut follows.
-    const float bound = maximum + static_cast<float>(std::log(params.min_p)) * 1.0001f - 1e-3f;
+    // Everything within the bound, with room for rounding; the exact cut follows.
+    const double exact = static_cast<double>(maximum) + std::log(params.min_p);
+    const float bound = std::nextafter(static_cast<float>(exact - 1e-6), kLowest);
     int next = 0;
     found_.resize(static_cast<size_t>(vocab_size_) + 16);
-    const int count = kernels_.collect_above(x, 0, vocab_size_, bound, false, found_.data(), vocab_size_, &next);
+    const int count = kernels_.collect_above(x, 0, vocab_size_, bound, true, found_.data(), vocab_size_, &next);
     candidates_.clear();
     for (int i = 0; i < count; ++i) candidates_.push_back({x[found_[i]], found_[i]});
     sort_candidates();

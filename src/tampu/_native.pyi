@@ -77,7 +77,12 @@ class Llama:
         activations: str,
     ) -> None: ...
     def set_linear(
-        self, slot: str, layer: int, tensors: Sequence[tuple[str, npt.NDArray[np.uint8], int]], in_features: int
+        self,
+        slot: str,
+        layer: int,
+        tensors: Sequence[tuple[str, npt.NDArray[np.uint8], int]],
+        in_features: int,
+        precision: str,
     ) -> None:
         """Pack (qtype, bytes, rows) tensors, several side by side for a fused layer. Releases the interpreter."""
 

@@ -234,13 +234,13 @@ def test_wrong_weight_shapes_are_refused(tiny: Checkpoint) -> None:
     assert llama is not None
     data = np.zeros(64 * 64 * 4, dtype=np.uint8)
     with pytest.raises(ValueError, match="rows"):
-        llama.set_linear("o_proj", 0, [("F32", data, 63)], 64)
+        llama.set_linear("o_proj", 0, [("F32", data, 63)], 64, "normal")
     with pytest.raises(ValueError, match="rows"):
-        llama.set_linear("o_proj", 0, [("F32", data[: 32 * 64 * 4], 32)], 64)
+        llama.set_linear("o_proj", 0, [("F32", data[: 32 * 64 * 4], 32)], 64, "normal")
     with pytest.raises(ValueError, match="layer"):
-        llama.set_linear("o_proj", 2, [("F32", data, 64)], 64)
+        llama.set_linear("o_proj", 2, [("F32", data, 64)], 64, "normal")
     with pytest.raises(ValueError, match="known"):
-        llama.set_linear("x_proj", 0, [("F32", data, 64)], 64)
+        llama.set_linear("x_proj", 0, [("F32", data, 64)], 64, "normal")
     with pytest.raises(ValueError, match="hidden_size"):
         llama.set_norm("norm", 0, np.zeros(63, dtype=np.float32))
 

@@ -38,6 +38,8 @@ LAYER_WEIGHTS = {
     "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "down_proj": ("mlp.down_proj",),
 }
+# Layers whose 8-bit activations keep a second level, because their error weighs most in the logits.
+HIGH_PRECISION_SLOTS = frozenset({"lm_head"})
 LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -204,7 +206,9 @@ class CpuRunner:
 
         def pack(slot: str, layer: int, names: Sequence[str]) -> None:
             tensors = [checkpoint.tensor(name) for name in names]
-            llama.set_linear(slot, layer, [(t.qtype, t.data, t.shape[0]) for t in tensors], tensors[0].shape[1])
+            parts = [(t.qtype, t.data, t.shape[0]) for t in tensors]
+            precision = "high" if slot in HIGH_PRECISION_SLOTS else "normal"
+            llama.set_linear(slot, layer, parts, tensors[0].shape[1], precision)
 
         def load_layer(layer: int) -> None:
             prefix = f"model.layers.{layer}."
