@@ -38,23 +38,31 @@ inline void store_sums(const TileOutput& output, int column, const __m256 (*sums
   }
 }
 
-inline __m256i load_words(const uint32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+template <Precision P>
+inline const GroupLevels& levels_of_row(const uint8_t* record) {
+  return *reinterpret_cast<const GroupLevels*>(record + (P == Precision::High ? 2 : 1) * kGroup);
+}
 
-// acc (32-bit) += words [begin, end) of weights up to `kLargest` times 4 activations per row.
+inline __m256i load_words(const int8_t (*p)[4]) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+
+// acc (32-bit) += words [begin, end), weights of magnitude up to kLargest, times 4 levels per row.
 template <int R, int kLargest>
-inline void dot_words(const Int8Group& group, int column, int begin, int end, const uint8_t* const* rows, int offset,
+inline void dot_words(const WeightGroup& group, int column, int begin, int end, const uint8_t* const* rows, int offset,
                       __m256i (*acc)[2]) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  if constexpr (kLargest < 128) {
-    constexpr int kSteps = 32767 / (2 * 128 * kLargest) > 4 ? 4 : 32767 / (2 * 128 * kLargest);
-    static_assert(kSteps >= 1);
-    TAMPU_UNROLL for (int w = begin; w < end; w += kSteps) {
+  constexpr int kFits = 32767 / (2 * 255 * kLargest);   // products of byte pairs that 16 bits can add up
+  const auto levels = [&](int r, int q) {
+    return _mm256_set1_epi32(*reinterpret_cast<const int*>(rows[r] + offset + 4 * q));
+  };
+  if constexpr (kFits >= 1) {
+    constexpr int kSteps = kFits >= 4 ? 4 : kFits >= 2 ? 2 : 1;
+    const __m256i ones = _mm256_set1_epi16(1);
+    TAMPU_UNROLL for (int q = begin; q < end; q += kSteps) {
       __m256i narrow[R][2];
       TAMPU_UNROLL for (int s = 0; s < kSteps; ++s) {
-        const __m256i w0 = load_words(group.words[w + s] + column), w1 = load_words(group.words[w + s] + column + 8);
+        const __m256i w0 = load_words(group.w[q + s] + column), w1 = load_words(group.w[q + s] + column + 8);
         TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-          const __m256i a = _mm256_set1_epi32(*reinterpret_cast<const int*>(rows[r] + offset + 4 * (w + s)));
-          const __m256i p0 = _mm256_maddubs_epi16(w0, a), p1 = _mm256_maddubs_epi16(w1, a);
+          const __m256i a = levels(r, q + s);
+          const __m256i p0 = _mm256_maddubs_epi16(a, w0), p1 = _mm256_maddubs_epi16(a, w1);
           narrow[r][0] = s == 0 ? p0 : _mm256_add_epi16(narrow[r][0], p0);
           narrow[r][1] = s == 0 ? p1 : _mm256_add_epi16(narrow[r][1], p1);
         }
@@ -66,14 +74,17 @@ inline void dot_words(const Int8Group& group, int column, int begin, int end, co
     }
   } else {
     const __m256i even_bytes = _mm256_set1_epi16(0xff);
-    TAMPU_UNROLL for (int w = begin; w < end; ++w) {
-      const __m256i words[2] = {load_words(group.words[w] + column), load_words(group.words[w] + column + 8)};
+    TAMPU_UNROLL for (int q = begin; q < end; ++q) {
+      __m256i even[2], odd[2];
+      TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
+        const __m256i w = load_words(group.w[q] + column + 8 * h);
+        even[h] = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8);
+        odd[h] = _mm256_srai_epi16(w, 8);
+      }
       TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-        const __m256i a = _mm256_set1_epi32(*reinterpret_cast<const int*>(rows[r] + offset + 4 * w));
-        const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), odd = _mm256_srai_epi16(a, 8);
+        const __m256i a = levels(r, q), a_even = _mm256_and_si256(a, even_bytes), a_odd = _mm256_srli_epi16(a, 8);
         TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
-          const __m256i p = _mm256_add_epi32(_mm256_madd_epi16(_mm256_and_si256(words[h], even_bytes), even),
-                                             _mm256_madd_epi16(_mm256_srli_epi16(words[h], 8), odd));
+          const __m256i p = _mm256_add_epi32(_mm256_madd_epi16(even[h], a_even), _mm256_madd_epi16(odd[h], a_odd));
           acc[r][h] = _mm256_add_epi32(acc[r][h], p);
         }
       }
@@ -81,67 +92,57 @@ inline void dot_words(const Int8Group& group, int column, int begin, int end, co
   }
 }
 
+// sums += integer sums of words [begin, end), scaled.
 template <int R, int kLargest, Precision P>
-inline void group_dot(const Int8Group& group, int column, int begin, int end, const uint8_t* const* rows,
-                      const int32_t* start, __m256i (*acc)[2]) {
+inline void accumulate(const WeightGroup& group, int column, int begin, int end, const float* weight_scale,
+                       const uint8_t* const* rows, __m256 (*sums)[2]) {
+  __m256i acc[R][2];
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+  dot_words<R, kLargest>(group, column, begin, end, rows, 0, acc);
   if constexpr (P == Precision::High) {
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-    dot_words<R, kLargest>(group, column, begin, end, rows, 0, acc);
     TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      TAMPU_UNROLL for (int h = 0; h < 2; ++h)
-        acc[r][h] = _mm256_add_epi32(_mm256_slli_epi32(acc[r][h], 8), _mm256_set1_epi32(start[r]));
+      TAMPU_UNROLL for (int h = 0; h < 2; ++h) acc[r][h] = _mm256_slli_epi32(acc[r][h], 8);
     }
     dot_words<R, kLargest>(group, column, begin, end, rows, kGroup, acc);
-  } else {
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_set1_epi32(start[r]);
-    dot_words<R, kLargest>(group, column, begin, end, rows, 0, acc);
   }
-}
-
-template <int R>
-inline void accumulate(const float* weight_scale, const uint8_t* const* rows, int sums_offset, const __m256i (*acc)[2],
-                       __m256 (*sums)[2]) {
-  const __m256 s0 = _mm256_load_ps(weight_scale), s1 = _mm256_load_ps(weight_scale + 8);
+  const __m256 s0 = _mm256_load_ps(weight_scale + column), s1 = _mm256_load_ps(weight_scale + column + 8);
   TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-    const __m256 a = _mm256_set1_ps(reinterpret_cast<const GroupSums*>(rows[r] + sums_offset)->scale);
+    const __m256 a = _mm256_set1_ps(levels_of_row<P>(rows[r]).scale);
     sums[r][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][0]), _mm256_mul_ps(s0, a), sums[r][0]);
     sums[r][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][1]), _mm256_mul_ps(s1, a), sums[r][1]);
   }
 }
 
-template <int R, GroupKind K, Precision P>
-inline void tile_group(const Int8Group& group, int column, const uint8_t* const* rows, __m256 (*sums)[2]) {
-  constexpr int kSums = (P == Precision::High ? 2 : 1) * kGroup;
-  const auto row_sums = [&](int r) { return reinterpret_cast<const GroupSums*>(rows[r] + kSums); };
-  int32_t start[R];
-  __m256i acc[R][2];
-  if constexpr (K == GroupKind::Halves) {
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) start[r] = row_sums(r)->minus32_low;
-    group_dot<R, 63, P>(group, column, 0, 4, rows, start, acc);
-    accumulate<R>(group.scale + column, rows, kSums, acc, sums);
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) start[r] = 4 * row_sums(r)->minus8 - row_sums(r)->minus32_low;
-    group_dot<R, 63, P>(group, column, 4, 8, rows, start, acc);
-    accumulate<R>(group.extra + column, rows, kSums, acc, sums);
-  } else {
-    constexpr int kLargest = K == GroupKind::Offset8 ? 15 : K == GroupKind::Minimum ? 31 : 255;
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      start[r] = K == GroupKind::Offset8 ? row_sums(r)->minus8 : K == GroupKind::Offset128 ? 16 * row_sums(r)->minus8 : 0;
-    }
-    group_dot<R, kLargest, P>(group, column, 0, 8, rows, start, acc);
-    accumulate<R>(group.scale + column, rows, kSums, acc, sums);
-    if constexpr (K == GroupKind::Minimum) {
-      const __m256 m0 = _mm256_load_ps(group.extra + column), m1 = _mm256_load_ps(group.extra + column + 8);
-      TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-        const __m256 a = _mm256_set1_ps(row_sums(r)->scaled_sum);
-        sums[r][0] = _mm256_fmadd_ps(m0, a, sums[r][0]);
-        sums[r][1] = _mm256_fmadd_ps(m1, a, sums[r][1]);
-      }
-    }
+template <int R>
+inline void add_outer(const float* columns, int column, const float* row_values, __m256 (*sums)[2]) {
+  const __m256 v0 = _mm256_load_ps(columns + column), v1 = _mm256_load_ps(columns + column + 8);
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+    const __m256 a = _mm256_set1_ps(row_values[r]);
+    sums[r][0] = _mm256_fmadd_ps(v0, a, sums[r][0]);
+    sums[r][1] = _mm256_fmadd_ps(v1, a, sums[r][1]);
   }
 }
 
 template <int R, GroupKind K, Precision P>
-void int8_tile_of(const Int8Group* groups, int num_groups, const uint8_t* activations, size_t stride,
+inline void tile_group(const WeightGroup& group, int column, const uint8_t* const* rows, __m256 (*sums)[2]) {
+  constexpr int kLargest = K == GroupKind::Nibbles ? 8 : K == GroupKind::Bytes ? 128 : K == GroupKind::Halves ? 32 : 31;
+  if constexpr (K == GroupKind::Halves) {
+    accumulate<R, kLargest, P>(group, column, 0, 4, group.scale, rows, sums);
+    accumulate<R, kLargest, P>(group, column, 4, 8, group.extra, rows, sums);
+  } else {
+    accumulate<R, kLargest, P>(group, column, 0, 8, group.scale, rows, sums);
+  }
+  float offset[R], sum[R];
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+    offset[r] = levels_of_row<P>(rows[r]).offset;
+    sum[r] = levels_of_row<P>(rows[r]).sum;
+  }
+  add_outer<R>(group.scaled_sum, column, offset, sums);
+  if constexpr (K == GroupKind::Minimum) add_outer<R>(group.extra, column, sum, sums);
+}
+
+template <int R, GroupKind K, Precision P>
+void int8_tile_of(const WeightGroup* groups, int num_groups, const uint8_t* activations, size_t stride,
                   const TileOutput& output, Ahead& ahead) {
   constexpr size_t kRecord = P == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
   for (int column = 0; column < kPanel; column += kColumns) {
@@ -178,7 +179,7 @@ void float_tile_of(const float (*weights)[kPanel], int num_k, const uint8_t* act
   }
 }
 
-using Int8Tile = void (*)(const Int8Group*, int, const uint8_t*, size_t, const TileOutput&, Ahead&);
+using Int8Tile = void (*)(const WeightGroup*, int, const uint8_t*, size_t, const TileOutput&, Ahead&);
 using FloatTile = void (*)(const float (*)[kPanel], int, const uint8_t*, size_t, const TileOutput&);
 
 template <GroupKind K>
@@ -198,12 +199,24 @@ struct Avx2 {
       _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i))));
   }
 
-  static void int8_tile(GroupKind kind, Precision precision, int rows, const Int8Group* groups, int num_groups,
+  static void column_sums(const int8_t* w, int num_words, int32_t* sums) {
+    const __m256i bytes = _mm256_set1_epi8(1), pairs = _mm256_set1_epi16(1);
+    for (int i = 0; i < 4; ++i) {
+      __m256i s = _mm256_setzero_si256();
+      for (int q = 0; q < num_words; ++q) {
+        const __m256i v = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 128 * q + 32 * i));
+        s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, v), pairs));
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 8 * i), s);
+    }
+  }
+
+  static void int8_tile(GroupKind kind, Precision precision, int rows, const WeightGroup* groups, int num_groups,
                         const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead) {
-    const auto tile = kind == GroupKind::Offset8     ? int8_tile_of_kind<GroupKind::Offset8>(precision, rows)
-                      : kind == GroupKind::Offset128 ? int8_tile_of_kind<GroupKind::Offset128>(precision, rows)
-                      : kind == GroupKind::Minimum   ? int8_tile_of_kind<GroupKind::Minimum>(precision, rows)
-                                                     : int8_tile_of_kind<GroupKind::Halves>(precision, rows);
+    const auto tile = kind == GroupKind::Nibbles   ? int8_tile_of_kind<GroupKind::Nibbles>(precision, rows)
+                      : kind == GroupKind::Bytes   ? int8_tile_of_kind<GroupKind::Bytes>(precision, rows)
+                      : kind == GroupKind::Minimum ? int8_tile_of_kind<GroupKind::Minimum>(precision, rows)
+                                                   : int8_tile_of_kind<GroupKind::Halves>(precision, rows);
     tile(groups, num_groups, activations, stride, output, ahead);
   }
 
@@ -221,17 +234,30 @@ inline int32_t add_lanes(__m256i v) {
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
-inline uint32_t largest_magnitude(const __m256* x) {
-  const __m256i mask = _mm256_set1_epi32(0x7fffffff);
-  __m256i m = _mm256_setzero_si256();
-  TAMPU_UNROLL for (int i = 0; i < 4; ++i) m = _mm256_max_epu32(m, _mm256_and_si256(_mm256_castps_si256(x[i]), mask));
-  __m128i s = _mm_max_epu32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+inline uint32_t largest_lane(__m256i v) {
+  __m128i s = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   s = _mm_max_epu32(s, _mm_shuffle_epi32(s, 0x4e));
   return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(s, _mm_shuffle_epi32(s, 0xb1))));
 }
 
+inline float largest_lane(__m256 v) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+inline GroupRange range_of(const __m256* x, float levels) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256i magnitude = _mm256_setzero_si256();
+  TAMPU_UNROLL for (int i = 0; i < 4; ++i)
+    magnitude = _mm256_max_epu32(magnitude, _mm256_castps_si256(_mm256_andnot_ps(sign, x[i])));
+  const __m256 largest = _mm256_max_ps(_mm256_max_ps(x[0], x[1]), _mm256_max_ps(x[2], x[3]));
+  const __m256 smallest = _mm256_min_ps(_mm256_min_ps(x[0], x[1]), _mm256_min_ps(x[2], x[3]));
+  return group_range(largest_lane(magnitude), -largest_lane(_mm256_xor_ps(smallest, sign)), largest_lane(largest), levels);
+}
+
 // The low bytes of 32 integers, in order.
-inline void store_bytes(const __m256i* q, int8_t* out) {
+inline void store_bytes(const __m256i* q, uint8_t* out) {
   const __m256i mask = _mm256_set1_epi32(0xff);
   const __m256i a = _mm256_packus_epi32(_mm256_and_si256(q[0], mask), _mm256_and_si256(q[1], mask));
   const __m256i b = _mm256_packus_epi32(_mm256_and_si256(q[2], mask), _mm256_and_si256(q[3], mask));
@@ -239,34 +265,36 @@ inline void store_bytes(const __m256i* q, int8_t* out) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
 }
 
-// Rounds to nearest even; zero where the group has no usable scale.
+// Rounds to nearest even.
 template <class Record, class Store>
 inline void quantize_groups(const float* x, int k, float levels, Record* out, const Store& store) {
   for (int g = 0; g < k / kGroup; ++g, x += kGroup) {
     __m256 v[4];
     TAMPU_UNROLL for (int i = 0; i < 4; ++i) v[i] = _mm256_loadu_ps(x + 8 * i);
-    const GroupScale scale = group_scale(largest_magnitude(v), levels);
+    const GroupRange range = range_of(v, levels);
     __m256i q[4];
     TAMPU_UNROLL for (int i = 0; i < 4; ++i) {
-      q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(scale.inverse)));
-      if (scale.inverse == 0.0f) q[i] = _mm256_setzero_si256();
+      const __m256 level =
+          _mm256_mul_ps(_mm256_sub_ps(v[i], _mm256_set1_ps(range.offset)), _mm256_set1_ps(range.inverse));
+      q[i] = _mm256_cvtps_epi32(_mm256_min_ps(level, _mm256_set1_ps(levels)));
+      if (range.inverse == 0.0f) q[i] = _mm256_setzero_si256();
     }
     store(out[g], q);
-    const int32_t low = add_lanes(_mm256_add_epi32(q[0], q[1])), high = add_lanes(_mm256_add_epi32(q[2], q[3]));
-    set_sums(out[g].sums, scale.scale, low + high, low);
+    const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+    out[g].group = group_levels(range, add_lanes(sums));
   }
 }
 
 void quantize_normal(const float* x, int k, Int8Record* out) {
-  quantize_groups(x, k, kNormalLevels, out, [](Int8Record& record, const __m256i* q) { store_bytes(q, record.q); });
+  quantize_groups(x, k, kNormalLevels, out, [](Int8Record& record, const __m256i* q) { store_bytes(q, record.level); });
 }
 
 void quantize_high(const float* x, int k, Int16Record* out) {
   quantize_groups(x, k, kHighLevels, out, [](Int16Record& record, const __m256i* q) {
     __m256i high[4];
-    for (int i = 0; i < 4; ++i) high[i] = _mm256_srai_epi32(_mm256_add_epi32(q[i], _mm256_set1_epi32(128)), 8);
+    for (int i = 0; i < 4; ++i) high[i] = _mm256_srli_epi32(q[i], 8);
     store_bytes(high, record.high);
-    store_bytes(q, record.low);   // the low byte of q is q - 256 * high
+    store_bytes(q, record.low);
   });
 }
 

@@ -45,96 +45,81 @@ inline void store_sums(const TileOutput& output, const __m512 (*sums)[2]) {
   }
 }
 
+template <Precision P>
+inline const GroupLevels& levels_of_row(const uint8_t* record) {
+  return *reinterpret_cast<const GroupLevels*>(record + (P == Precision::High ? 2 : 1) * kGroup);
+}
+
 inline __m512i broadcast4(const void* p) { return _mm512_set1_epi32(__builtin_bit_cast(int, *static_cast<const int*>(p))); }
 
-// acc += words [begin, end) of the group times 4 activations per row.
+// acc += words [begin, end) of the group times 4 levels per row.
 template <int R>
-inline void dot_words(const Int8Group& group, int begin, int end, const uint8_t* const* rows, int offset,
+inline void dot_words(const WeightGroup& group, int begin, int end, const uint8_t* const* rows, int offset,
                       __m512i (*acc)[2]) {
-  TAMPU_UNROLL for (int w = begin; w < end; ++w) {
-    const __m512i w0 = _mm512_load_si512(group.words[w]), w1 = _mm512_load_si512(group.words[w] + 16);
+  TAMPU_UNROLL for (int q = begin; q < end; ++q) {
+    const __m512i w0 = _mm512_load_si512(group.w[q]), w1 = _mm512_load_si512(group.w[q] + 16);
     TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      const __m512i a = broadcast4(rows[r] + offset + 4 * w);
-      acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], w0, a);
-      acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], w1, a);
+      const __m512i a = broadcast4(rows[r] + offset + 4 * q);
+      acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], a, w0);
+      acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], a, w1);
     }
   }
 }
 
-// Integer sums of words [begin, end), offset included.
+// sums += integer sums of words [begin, end), scaled.
 template <int R, Precision P>
-inline void group_dot(const Int8Group& group, int begin, int end, const uint8_t* const* rows, const __m512i* start,
-                      __m512i (*acc)[2]) {
-  if constexpr (P == Precision::Normal) {
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = start[r];
-    dot_words<R>(group, begin, end, rows, 0, acc);
-  } else {
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
-    dot_words<R>(group, begin, end, rows, 0, acc);
+inline void accumulate(const WeightGroup& group, int begin, int end, const float* weight_scale,
+                       const uint8_t* const* rows, __m512 (*sums)[2]) {
+  __m512i acc[R][2];
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
+  dot_words<R>(group, begin, end, rows, 0, acc);
+  if constexpr (P == Precision::High) {
     TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      TAMPU_UNROLL for (int h = 0; h < 2; ++h)
-        acc[r][h] = _mm512_add_epi32(_mm512_slli_epi32(acc[r][h], 8), start[r]);
+      TAMPU_UNROLL for (int h = 0; h < 2; ++h) acc[r][h] = _mm512_slli_epi32(acc[r][h], 8);
     }
     dot_words<R>(group, begin, end, rows, kGroup, acc);
   }
-}
-
-template <int R>
-inline void accumulate(const float* weight_scale, const uint8_t* const* rows, int sums_offset, const __m512i (*acc)[2],
-                       __m512 (*sums)[2]) {
   const __m512 s0 = _mm512_load_ps(weight_scale), s1 = _mm512_load_ps(weight_scale + 16);
   TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-    const __m512 a = _mm512_set1_ps(reinterpret_cast<const GroupSums*>(rows[r] + sums_offset)->scale);
+    const __m512 a = _mm512_set1_ps(levels_of_row<P>(rows[r]).scale);
     sums[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][0]), _mm512_mul_ps(s0, a), sums[r][0]);
     sums[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][1]), _mm512_mul_ps(s1, a), sums[r][1]);
   }
 }
 
 template <int R, GroupKind K, Precision P>
-inline void tile_group(const Int8Group& group, const uint8_t* const* rows, __m512 (*sums)[2]) {
-  constexpr int kSums = (P == Precision::High ? 2 : 1) * kGroup;
-  __m512i start[R], acc[R][2];
-  const auto minus8 = [&](int r) { return _mm512_set1_epi32(reinterpret_cast<const GroupSums*>(rows[r] + kSums)->minus8); };
+inline void tile_group(const WeightGroup& group, const uint8_t* const* rows, __m512 (*sums)[2]) {
   if constexpr (K == GroupKind::Halves) {
-    __m512i low[R];
-    TAMPU_UNROLL for (int r = 0; r < R; ++r)
-      low[r] = _mm512_set1_epi32(reinterpret_cast<const GroupSums*>(rows[r] + kSums)->minus32_low);
-    group_dot<R, P>(group, 0, 4, rows, low, acc);
-    accumulate<R>(group.scale, rows, kSums, acc, sums);
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      const __m512i low_again = _mm512_set1_epi32(reinterpret_cast<const GroupSums*>(rows[r] + kSums)->minus32_low);
-      start[r] = _mm512_sub_epi32(_mm512_slli_epi32(minus8(r), 2), low_again);
-    }
-    group_dot<R, P>(group, 4, 8, rows, start, acc);
-    accumulate<R>(group.extra, rows, kSums, acc, sums);
+    accumulate<R, P>(group, 0, 4, group.scale, rows, sums);
+    accumulate<R, P>(group, 4, 8, group.extra, rows, sums);
   } else {
+    accumulate<R, P>(group, 0, 8, group.scale, rows, sums);
+  }
+  const __m512 v0 = _mm512_load_ps(group.scaled_sum), v1 = _mm512_load_ps(group.scaled_sum + 16);
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+    const __m512 a = _mm512_set1_ps(levels_of_row<P>(rows[r]).offset);
+    sums[r][0] = _mm512_fmadd_ps(v0, a, sums[r][0]);
+    sums[r][1] = _mm512_fmadd_ps(v1, a, sums[r][1]);
+  }
+  if constexpr (K == GroupKind::Minimum) {
+    const __m512 m0 = _mm512_load_ps(group.extra), m1 = _mm512_load_ps(group.extra + 16);
     TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      start[r] = K == GroupKind::Offset8     ? minus8(r)
-                 : K == GroupKind::Offset128 ? _mm512_slli_epi32(minus8(r), 4)
-                                             : _mm512_setzero_si512();
-    }
-    group_dot<R, P>(group, 0, 8, rows, start, acc);
-    accumulate<R>(group.scale, rows, kSums, acc, sums);
-    if constexpr (K == GroupKind::Minimum) {
-      const __m512 m0 = _mm512_load_ps(group.extra), m1 = _mm512_load_ps(group.extra + 16);
-      TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-        const __m512 a = _mm512_set1_ps(reinterpret_cast<const GroupSums*>(rows[r] + kSums)->scaled_sum);
-        sums[r][0] = _mm512_fmadd_ps(m0, a, sums[r][0]);
-        sums[r][1] = _mm512_fmadd_ps(m1, a, sums[r][1]);
-      }
+      const __m512 a = _mm512_set1_ps(levels_of_row<P>(rows[r]).sum);
+      sums[r][0] = _mm512_fmadd_ps(m0, a, sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(m1, a, sums[r][1]);
     }
   }
 }
 
 template <int R, GroupKind K, Precision P>
-void int8_tile_of(const Int8Group* groups, int num_groups, const uint8_t* activations, size_t stride,
+void int8_tile_of(const WeightGroup* groups, int num_groups, const uint8_t* activations, size_t stride,
                   const TileOutput& output, Ahead& ahead) {
   constexpr size_t kRecord = P == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
   const uint8_t* rows[R];
   TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] = activations + r * stride;
   __m512 sums[R][2];
   load_sums<R>(output, sums);
-  for (const Int8Group* end = groups + num_groups; groups != end; ++groups) {
+  for (const WeightGroup* end = groups + num_groups; groups != end; ++groups) {
     ahead.fetch();
     tile_group<R, K, P>(*groups, rows, sums);
     TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] += kRecord;
@@ -160,7 +145,7 @@ void float_tile_of(const float (*weights)[kPanel], int num_k, const uint8_t* act
   store_sums<R>(output, sums);
 }
 
-using Int8Tile = void (*)(const Int8Group*, int, const uint8_t*, size_t, const TileOutput&, Ahead&);
+using Int8Tile = void (*)(const WeightGroup*, int, const uint8_t*, size_t, const TileOutput&, Ahead&);
 using FloatTile = void (*)(const float (*)[kPanel], int, const uint8_t*, size_t, const TileOutput&);
 
 template <GroupKind K, Precision P>
@@ -184,12 +169,22 @@ struct Avx512 {
     _mm512_storeu_ps(out + 16, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 16))));
   }
 
-  static void int8_tile(GroupKind kind, Precision precision, int rows, const Int8Group* groups, int num_groups,
+  static void column_sums(const int8_t* w, int num_words, int32_t* sums) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i s0 = _mm512_setzero_si512(), s1 = s0;
+    TAMPU_UNROLL for (int q = 0; q < num_words; ++q) {
+      s0 = _mm512_dpbusd_epi32(s0, ones, _mm512_load_si512(w + 128 * q));
+      s1 = _mm512_dpbusd_epi32(s1, ones, _mm512_load_si512(w + 128 * q + 64));
+    }
+    _mm512_storeu_si512(sums, s0);
+    _mm512_storeu_si512(sums + 16, s1);
+  }
+
+  static void int8_tile(GroupKind kind, Precision precision, int rows, const WeightGroup* groups, int num_groups,
                         const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead) {
-    const auto tile = kind == GroupKind::Offset8     ? int8_tile_by_precision<GroupKind::Offset8>(precision, rows)
-                      : kind == GroupKind::Offset128 ? int8_tile_by_precision<GroupKind::Offset128>(precision, rows)
-                      : kind == GroupKind::Minimum   ? int8_tile_by_precision<GroupKind::Minimum>(precision, rows)
-                                                     : int8_tile_by_precision<GroupKind::Halves>(precision, rows);
+    const auto tile = kind == GroupKind::Minimum  ? int8_tile_by_precision<GroupKind::Minimum>(precision, rows)
+                      : kind == GroupKind::Halves ? int8_tile_by_precision<GroupKind::Halves>(precision, rows)
+                                                  : int8_tile_by_precision<GroupKind::Bytes>(precision, rows);
     tile(groups, num_groups, activations, stride, output, ahead);
   }
 
@@ -201,45 +196,46 @@ struct Avx512 {
   }
 };
 
-inline uint32_t largest_magnitude(__m512 a, __m512 b) {
+// Two registers of 16 values to their range and levels.
+inline GroupRange range_of(__m512 a, __m512 b, float levels) {
   const __m512i mask = _mm512_set1_epi32(0x7fffffff);
-  return _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(a), mask),
-                                                  _mm512_and_si512(_mm512_castps_si512(b), mask)));
+  const uint32_t magnitude = _mm512_reduce_max_epu32(_mm512_max_epu32(
+      _mm512_and_si512(_mm512_castps_si512(a), mask), _mm512_and_si512(_mm512_castps_si512(b), mask)));
+  return group_range(magnitude, _mm512_reduce_min_ps(_mm512_min_ps(a, b)), _mm512_reduce_max_ps(_mm512_max_ps(a, b)),
+                     levels);
 }
 
-// Rounded to nearest even, as std::nearbyint does; zero where the group has no usable scale.
-inline __m512i levels_of(__m512 x, float inverse) {
-  const __m512i q = _mm512_cvt_roundps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)),
+// Rounded to nearest even, as std::nearbyint does.
+inline __m512i levels_of(__m512 x, const GroupRange& range, float levels) {
+  const __m512 level = _mm512_mul_ps(_mm512_sub_ps(x, _mm512_set1_ps(range.offset)), _mm512_set1_ps(range.inverse));
+  const __m512i q = _mm512_cvt_roundps_epi32(_mm512_min_ps(level, _mm512_set1_ps(levels)),
                                              _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return _mm512_maskz_mov_epi32(inverse == 0.0f ? 0 : 0xffff, q);
+  return _mm512_maskz_mov_epi32(range.inverse == 0.0f ? 0 : 0xffff, q);
+}
+
+inline void store_bytes(uint8_t* out, __m512i a, __m512i b) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(a));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 16), _mm512_cvtepi32_epi8(b));
 }
 
 void quantize_normal(const float* x, int k, Int8Record* out) {
   for (int g = 0; g < k / kGroup; ++g, x += kGroup) {
     const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-    const GroupScale scale = group_scale(largest_magnitude(a, b), kNormalLevels);
-    const __m512i qa = levels_of(a, scale.inverse), qb = levels_of(b, scale.inverse);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out[g].q), _mm512_cvtepi32_epi8(qa));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out[g].q + 16), _mm512_cvtepi32_epi8(qb));
-    const int32_t low = _mm512_reduce_add_epi32(qa), high = _mm512_reduce_add_epi32(qb);
-    set_sums(out[g].sums, scale.scale, low + high, low);
+    const GroupRange range = range_of(a, b, kNormalLevels);
+    const __m512i qa = levels_of(a, range, kNormalLevels), qb = levels_of(b, range, kNormalLevels);
+    store_bytes(out[g].level, qa, qb);
+    out[g].group = group_levels(range, _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb)));
   }
 }
 
 void quantize_high(const float* x, int k, Int16Record* out) {
   for (int g = 0; g < k / kGroup; ++g, x += kGroup) {
-    const __m512 v[2] = {_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16)};
-    const GroupScale scale = group_scale(largest_magnitude(v[0], v[1]), kHighLevels);
-    int32_t sum[2];
-    for (int h = 0; h < 2; ++h) {
-      const __m512i q = levels_of(v[h], scale.inverse);
-      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out[g].high + 16 * h), _mm512_cvtepi32_epi8(high));
-      // The low byte of q is q - 256 * high.
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out[g].low + 16 * h), _mm512_cvtepi32_epi8(q));
-      sum[h] = _mm512_reduce_add_epi32(q);
-    }
-    set_sums(out[g].sums, scale.scale, sum[0] + sum[1], sum[0]);
+    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+    const GroupRange range = range_of(a, b, kHighLevels);
+    const __m512i qa = levels_of(a, range, kHighLevels), qb = levels_of(b, range, kHighLevels);
+    store_bytes(out[g].high, _mm512_srli_epi32(qa, 8), _mm512_srli_epi32(qb, 8));
+    store_bytes(out[g].low, qa, qb);   // the low byte of each
+    out[g].group = group_levels(range, _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb)));
   }
 }
 

@@ -1,6 +1,7 @@
 // The loops around the tiles: blocks of rows, panels, blocks of K. Included once per instruction set (internal
 // linkage). The instruction set is a class with
 //   static void halves(const uint16_t*, float*)                                    32 half-precision values
+//   static void column_sums(const int8_t*, int num_words, int32_t*)                sums over 4 x num_words values
 //   static constexpr int kInt8Rows, kFloatRows                                     tallest tiles
 //   static void int8_tile(kind, precision, rows, groups, num_groups, activations, stride, output, ahead)
 //   static void float_tile(rows, weights, num_k, activations, stride, output)
@@ -88,7 +89,7 @@ inline void for_blocks(const MatmulJob& job, int num_units, int units_per_block,
 
 template <class Set>
 void matmul_int8(const MatmulJob& job) {
-  Int8Group groups[kGroupsPerBlock];
+  WeightGroup groups[kGroupsPerBlock];
   const GroupKind kind = group_kind(job.qtype);
   const size_t lines = block_layout(job.qtype).packed_bytes() / size_t(block_layout(job.qtype).k / kGroup) / 64;
   for_blocks(
@@ -103,7 +104,7 @@ void matmul_int8(const MatmulJob& job) {
 template <class Set>
 void matmul_f32(const MatmulJob& job) {
   alignas(64) float weights[kValuesPerBlock][kPanel];
-  Int8Group groups[kValuesPerBlock / kGroup];
+  WeightGroup groups[kValuesPerBlock / kGroup];
   const bool quantized = is_quantized(job.qtype);
   for_blocks(
       job, job.k, kValuesPerBlock, Set::kFloatRows,

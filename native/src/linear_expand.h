@@ -8,25 +8,43 @@
 namespace tampu::detail {
 namespace {
 
-constexpr uint32_t kNibbles = 0x0f0f0f0fu;
+constexpr int kWordBytes = 4 * kPanel;   // four values of K of every column
 
-inline void split_nibbles(const uint32_t* packed, int num_words, uint32_t (*low)[kPanel], uint32_t (*high)[kPanel]) {
-  for (int w = 0; w < num_words; ++w) {
-    for (int c = 0; c < kPanel; ++c) {
-      const uint32_t v = packed[w * kPanel + c];
-      low[w][c] = v & kNibbles;
-      high[w][c] = (v >> 4) & kNibbles;
-    }
+inline const uint16_t* as_halves(const uint8_t* p) { return reinterpret_cast<const uint16_t*>(p); }
+inline const uint32_t* as_words(const uint8_t* p) { return reinterpret_cast<const uint32_t*>(p); }
+inline int8_t* bytes_of(int8_t (*w)[kPanel][4]) { return &w[0][0][0]; }
+
+inline void split_nibbles(const uint8_t* __restrict packed, int num_words, int offset, int8_t* __restrict low,
+                          int8_t* __restrict high) {
+  for (int i = 0; i < num_words * kWordBytes; ++i) {
+    low[i] = static_cast<int8_t>((packed[i] & 15) - offset);
+    high[i] = static_cast<int8_t>((packed[i] >> 4) - offset);
+  }
+}
+
+// Set::column_sums(const int8_t* w, int num_words, int32_t* sums): per column, over num_words x 4 values.
+template <class Set>
+inline void set_scaled_sum(GroupKind kind, WeightGroup& g) {
+  int32_t sums[kPanel], more[kPanel];
+  if (kind == GroupKind::Halves) {
+    Set::column_sums(bytes_of(g.w), 4, sums);
+    Set::column_sums(bytes_of(g.w + 4), 4, more);
+    for (int c = 0; c < kPanel; ++c)
+      g.scaled_sum[c] = g.scale[c] * static_cast<float>(sums[c]) + g.extra[c] * static_cast<float>(more[c]);
+  } else {
+    Set::column_sums(bytes_of(g.w), 8, sums);
+    for (int c = 0; c < kPanel; ++c) g.scaled_sum[c] = g.scale[c] * static_cast<float>(sums[c]);
   }
 }
 
 // Scales and minima of sub-block j (0..7) of Q4_K and Q5_K, from the three packed words per column.
-inline void k_scales(const uint32_t* words, int j, const float* d, const float* dmin, Int8Group& out) {
+inline void k_scales(const uint32_t* words, int j, const float* d, const float* dmin, WeightGroup& out) {
+  constexpr uint32_t kLow4 = 0x0f0f0f0fu, kLow6 = 0x3f3f3f3fu, kLow2 = 0x03030303u;
+  const int shift = 8 * (j % 4);
   for (int c = 0; c < kPanel; ++c) {
     const uint32_t u0 = words[c], u1 = words[kPanel + c], u2 = words[2 * kPanel + c];
-    const uint32_t s = j < 4 ? u0 & 0x3f3f3f3fu : (u2 & kNibbles) | (((u0 >> 6) & 0x03030303u) << 4);
-    const uint32_t m = j < 4 ? u1 & 0x3f3f3f3fu : ((u2 >> 4) & kNibbles) | (((u1 >> 6) & 0x03030303u) << 4);
-    const int shift = 8 * (j % 4);
+    const uint32_t s = j < 4 ? u0 & kLow6 : (u2 & kLow4) | (((u0 >> 6) & kLow2) << 4);
+    const uint32_t m = j < 4 ? u1 & kLow6 : ((u2 >> 4) & kLow4) | (((u1 >> 6) & kLow2) << 4);
     out.scale[c] = d[c] * static_cast<float>(static_cast<int32_t>((s >> shift) & 0xffu));
     out.extra[c] = -(dmin[c] * static_cast<float>(static_cast<int32_t>((m >> shift) & 0xffu)));
   }
@@ -34,38 +52,39 @@ inline void k_scales(const uint32_t* words, int j, const float* d, const float* 
 
 // Set::halves(const uint16_t*, float*): 32 half-precision values to float.
 template <class Set>
-inline void expand_k45(const uint8_t* block, bool has_high_bits, Int8Group* out) {
+inline void expand_k45(const uint8_t* block, bool has_high_bits, WeightGroup* out) {
   float d[kPanel], dmin[kPanel];
-  Set::halves(reinterpret_cast<const uint16_t*>(block), d);
-  Set::halves(reinterpret_cast<const uint16_t*>(block) + kPanel, dmin);
-  const auto* words = reinterpret_cast<const uint32_t*>(block + kPanel * 4);
-  for (int j = 0; j < 8; ++j) k_scales(words, j, d, dmin, out[j]);
-  const uint32_t* high = words + 3 * kPanel;
-  const uint32_t* quants = has_high_bits ? high + 8 * kPanel : high;
-  for (int j = 0; j < 8; j += 2) split_nibbles(quants + j * 4 * kPanel, 8, out[j].words, out[j + 1].words);
+  Set::halves(as_halves(block), d);
+  Set::halves(as_halves(block) + kPanel, dmin);
+  const uint8_t* scales = block + kPanel * 4;
+  const uint8_t* high = scales + 3 * kWordBytes;
+  const uint8_t* quants = has_high_bits ? high + 8 * kWordBytes : high;
+  for (int j = 0; j < 8; ++j) k_scales(as_words(scales), j, d, dmin, out[j]);
+  for (int j = 0; j < 8; j += 2)
+    split_nibbles(quants + j * 4 * kWordBytes, 8, 0, bytes_of(out[j].w), bytes_of(out[j + 1].w));
   if (!has_high_bits) return;
   for (int j = 0; j < 8; ++j) {
-    for (int w = 0; w < 8; ++w) {
-      for (int c = 0; c < kPanel; ++c) out[j].words[w][c] |= ((high[w * kPanel + c] >> j) & 0x01010101u) << 4;
-    }
+    int8_t* __restrict w = bytes_of(out[j].w);
+    for (int i = 0; i < 8 * kWordBytes; ++i) w[i] = static_cast<int8_t>(w[i] | (((high[i] >> j) & 1) << 4));
   }
 }
 
 template <class Set>
-inline void expand_k6(const uint8_t* block, Int8Group* out) {
+inline void expand_k6(const uint8_t* block, WeightGroup* out) {
   float d[kPanel];
-  Set::halves(reinterpret_cast<const uint16_t*>(block), d);
-  const auto* low = reinterpret_cast<const uint32_t*>(block + kPanel * 2);
-  const uint32_t* high = low + 32 * kPanel;
-  const uint32_t* scales = high + 16 * kPanel;
+  Set::halves(as_halves(block), d);
+  const uint8_t* low = block + kPanel * 2;
+  const uint8_t* high = low + 32 * kWordBytes;
+  const uint32_t* scales = as_words(high + 16 * kWordBytes);
   for (int half = 0; half < 2; ++half) {
-    Int8Group* g = out + half * 4;
-    for (int j = 0; j < 2; ++j) split_nibbles(low + (half * 16 + j * 8) * kPanel, 8, g[j].words, g[j + 2].words);
+    WeightGroup* g = out + half * 4;
+    for (int j = 0; j < 2; ++j)
+      split_nibbles(low + (half * 16 + j * 8) * kWordBytes, 8, 0, bytes_of(g[j].w), bytes_of(g[j + 2].w));
     for (int j = 0; j < 4; ++j) {
-      for (int w = 0; w < 8; ++w) {
-        const uint32_t* h = high + (half * 8 + w) * kPanel;
-        for (int c = 0; c < kPanel; ++c) g[j].words[w][c] |= ((h[c] >> (2 * j)) & 0x03030303u) << 4;
-      }
+      const uint8_t* __restrict h = high + half * 8 * kWordBytes;
+      int8_t* __restrict w = bytes_of(g[j].w);
+      for (int i = 0; i < 8 * kWordBytes; ++i)
+        w[i] = static_cast<int8_t>((w[i] | (((h[i] >> (2 * j)) & 3) << 4)) - 32);
     }
   }
   for (int j = 0; j < 8; ++j) {
@@ -80,53 +99,46 @@ inline void expand_k6(const uint8_t* block, Int8Group* out) {
 
 // Groups [group_begin, group_begin + num_groups) of a panel. For the K-quants both are multiples of 8.
 template <class Set>
-inline void expand_groups(QType qtype, const uint8_t* panel, int group_begin, int num_groups, Int8Group* out) {
+inline void expand_groups(QType qtype, const uint8_t* panel, int group_begin, int num_groups, WeightGroup* out) {
   const BlockLayout& layout = block_layout(qtype);
   const int groups_per_block = layout.k / kGroup;
   const size_t step = layout.packed_bytes();
   const uint8_t* block = panel + size_t(group_begin / groups_per_block) * step;
   for (int g = 0; g < num_groups; g += groups_per_block, block += step) {
-    Int8Group& group = out[g];
+    WeightGroup& group = out[g];
     switch (qtype) {
       case QType::Q4_0:
-        Set::halves(reinterpret_cast<const uint16_t*>(block), group.scale);
-        split_nibbles(reinterpret_cast<const uint32_t*>(block + kPanel * 2), 4, group.words, group.words + 4);
+        Set::halves(as_halves(block), group.scale);
+        split_nibbles(block + kPanel * 2, 4, 8, bytes_of(group.w), bytes_of(group.w + 4));
         break;
       case QType::Q4_1:
-        Set::halves(reinterpret_cast<const uint16_t*>(block), group.scale);
-        Set::halves(reinterpret_cast<const uint16_t*>(block) + kPanel, group.extra);
-        split_nibbles(reinterpret_cast<const uint32_t*>(block + kPanel * 4), 4, group.words, group.words + 4);
+        Set::halves(as_halves(block), group.scale);
+        Set::halves(as_halves(block) + kPanel, group.extra);
+        split_nibbles(block + kPanel * 4, 4, 0, bytes_of(group.w), bytes_of(group.w + 4));
         break;
-      case QType::Q8_0: {
-        Set::halves(reinterpret_cast<const uint16_t*>(block), group.scale);
-        const auto* words = reinterpret_cast<const uint32_t*>(block + kPanel * 2);
-        for (int w = 0; w < 8; ++w) {
-          for (int c = 0; c < kPanel; ++c) group.words[w][c] = words[w * kPanel + c];
-        }
+      case QType::Q8_0:
+        Set::halves(as_halves(block), group.scale);
+        __builtin_memcpy(group.w, block + kPanel * 2, sizeof(group.w));
         break;
-      }
       case QType::Q4_K: expand_k45<Set>(block, false, out + g); break;
       case QType::Q5_K: expand_k45<Set>(block, true, out + g); break;
       case QType::Q6_K: expand_k6<Set>(block, out + g); break;
       default: break;
     }
+    for (int i = 0; i < groups_per_block; ++i) set_scaled_sum<Set>(group_kind(qtype), out[g + i]);
   }
 }
 
 // One group as float32 values, out[k][c]: the same roundings as the format's definition.
-inline void group_to_float(GroupKind kind, const Int8Group& group, float (*out)[kPanel]) {
-  const int offset = kind == GroupKind::Offset8 ? 8 : kind == GroupKind::Offset128 ? 128 : kind == GroupKind::Halves ? 32 : 0;
+inline void group_to_float(GroupKind kind, const WeightGroup& group, float (*__restrict out)[kPanel]) {
   for (int k = 0; k < kGroup; ++k) {
-    const uint32_t* words = group.words[k / 4];
-    const int shift = 8 * (k % 4);
+    const auto* words = reinterpret_cast<const uint32_t*>(group.w[k / 4]);
+    const int shift = 24 - 8 * (k % 4);
     const float* scale = kind == GroupKind::Halves && k >= 16 ? group.extra : group.scale;
-    if (kind == GroupKind::Minimum) {
-      for (int c = 0; c < kPanel; ++c)
-        out[k][c] = scale[c] * static_cast<float>(static_cast<int32_t>((words[c] >> shift) & 0xffu)) + group.extra[c];
-    } else {
-      for (int c = 0; c < kPanel; ++c)
-        out[k][c] = scale[c] * static_cast<float>(static_cast<int32_t>((words[c] >> shift) & 0xffu) - offset);
-    }
+    for (int c = 0; c < kPanel; ++c)
+      out[k][c] = scale[c] * static_cast<float>(static_cast<int32_t>(words[c] << shift) >> 24);
+    if (kind != GroupKind::Minimum) continue;
+    for (int c = 0; c < kPanel; ++c) out[k][c] += group.extra[c];
   }
 }
 

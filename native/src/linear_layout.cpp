@@ -9,16 +9,16 @@ namespace tampu::detail {
 namespace {
 
 constexpr BlockLayout kLayouts[] = {
-    // name, k, bytes, halves, offsets, words, offset, xor
-    {"F32", 1, 4, 0, {0, 0}, 1, 0, 0},
-    {"F16", 1, 2, 1, {0, 0}, 0, 0, 0},
-    {"BF16", 1, 2, 1, {0, 0}, 0, 0, 0},
-    {"Q8_0", 32, 34, 1, {0, 0}, 8, 2, 0x80808080u},
-    {"Q4_0", 32, 18, 1, {0, 0}, 4, 2, 0},
-    {"Q4_1", 32, 20, 2, {0, 2}, 4, 4, 0},
-    {"Q4_K", 256, 144, 2, {0, 2}, 35, 4, 0},      // words: scales 3, quants 32
-    {"Q5_K", 256, 176, 2, {0, 2}, 43, 4, 0},      // words: scales 3, high bits 8, quants 32
-    {"Q6_K", 256, 210, 1, {208, 0}, 52, 0, 0},    // words: low bits 32, high bits 16, scales 4
+    // name, k, bytes, halves, offsets, words, offset
+    {"F32", 1, 4, 0, {0, 0}, 1, 0},
+    {"F16", 1, 2, 1, {0, 0}, 0, 0},
+    {"BF16", 1, 2, 1, {0, 0}, 0, 0},
+    {"Q8_0", 32, 34, 1, {0, 0}, 8, 2},
+    {"Q4_0", 32, 18, 1, {0, 0}, 4, 2},
+    {"Q4_1", 32, 20, 2, {0, 2}, 4, 4},
+    {"Q4_K", 256, 144, 2, {0, 2}, 35, 4},      // words: scales 3, quants 32
+    {"Q5_K", 256, 176, 2, {0, 2}, 43, 4},      // words: scales 3, high bits 8, quants 32
+    {"Q6_K", 256, 210, 1, {208, 0}, 52, 0},    // words: low bits 32, high bits 16, scales 4
 };
 
 uint16_t load16(const uint8_t* p) {
@@ -113,8 +113,8 @@ bool is_quantized(QType qtype) { return qtype != QType::F32 && qtype != QType::F
 
 GroupKind group_kind(QType qtype) {
   switch (qtype) {
-    case QType::Q4_0: return GroupKind::Offset8;
-    case QType::Q8_0: return GroupKind::Offset128;
+    case QType::Q4_0: return GroupKind::Nibbles;
+    case QType::Q8_0: return GroupKind::Bytes;
     case QType::Q6_K: return GroupKind::Halves;
     default: return GroupKind::Minimum;
   }
@@ -138,13 +138,13 @@ void pack_panel(QType qtype, const uint8_t* rows, size_t row_stride, int num_col
     for (int c = 0; c < kPanel; ++c) {
       if (c >= num_columns) {
         for (int h = 0; h < layout.num_halves; ++h) halves[h * kPanel + c] = 0;
-        for (int w = 0; w < layout.num_words; ++w) words[w * kPanel + c] = layout.word_xor;
+        for (int w = 0; w < layout.num_words; ++w) words[w * kPanel + c] = 0;
         continue;
       }
       const uint8_t* block = rows + c * row_stride + size_t(b) * layout.bytes;
       for (int h = 0; h < layout.num_halves; ++h) halves[h * kPanel + c] = load16(block + layout.half_offset[h]);
       const uint8_t* source = block + layout.word_offset;
-      for (int w = 0; w < layout.num_words; ++w) words[w * kPanel + c] = load32(source + 4 * w) ^ layout.word_xor;
+      for (int w = 0; w < layout.num_words; ++w) words[w * kPanel + c] = load32(source + 4 * w);
     }
   }
 }
@@ -157,7 +157,7 @@ void unpack_column(QType qtype, const uint8_t* panel, int column, int k, uint8_t
     const auto* words = reinterpret_cast<const uint32_t*>(panel + size_t(kPanel) * 2 * layout.num_halves);
     for (int h = 0; h < layout.num_halves; ++h) std::memcpy(row + layout.half_offset[h], halves + h * kPanel + column, 2);
     for (int w = 0; w < layout.num_words; ++w) {
-      const uint32_t word = words[w * kPanel + column] ^ layout.word_xor;
+      const uint32_t word = words[w * kPanel + column];
       std::memcpy(row + layout.word_offset + 4 * w, &word, 4);
     }
   }

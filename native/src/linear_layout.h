@@ -22,7 +22,6 @@ struct BlockLayout {
   int half_offset[2];
   int num_words;        // 32-bit words, contiguous in the file
   int word_offset;
-  uint32_t word_xor;    // flips Q8_0 to unsigned (q + 128)
   size_t packed_bytes() const { return size_t(kPanel) * (2 * num_halves + 4 * num_words); }
 };
 
@@ -38,34 +37,40 @@ void dequantize(QType qtype, const uint8_t* row, int k, float* out);
 
 float half_to_float(uint16_t bits);
 
-// One group of 32 values along K of a panel, widened for the integer kernels.
-// words[q][c] = weights k = 4q..4q+3 of column c as unsigned bytes.
-// A weight is scale * (w - offset), or scale * w + extra (kind Minimum); kind Halves: `scale` is for k < 16, `extra`
-// is the scale for k >= 16.
-struct alignas(64) Int8Group {
-  uint32_t words[8][kPanel];
-  float scale[kPanel];
-  float extra[kPanel];
+// Formats alike for the integer kernels, by how a weight follows from its signed byte w.
+enum class GroupKind {
+  Nibbles,   // scale * w, -8 <= w <= 7
+  Bytes,     // scale * w, any w
+  Minimum,   // scale * w + extra, 0 <= w <= 31
+  Halves,    // scale * w for the first 16 values of K, extra * w for the others, -32 <= w <= 31
 };
-
-enum class GroupKind { Offset8, Offset128, Minimum, Halves };
 GroupKind group_kind(QType qtype);
 
-// One group of 32 activations: x = scale * q. The sums carry the weights' offsets through the integer accumulators.
-struct GroupSums {
+// One group of 32 values along K of a panel, widened for the kernels.
+struct alignas(64) WeightGroup {
+  int8_t w[8][kPanel][4];      // w[q][c] = values k = 4q..4q+3 of column c
+  float scale[kPanel];
+  float extra[kPanel];
+  float scaled_sum[kPanel];    // the sum of scale * w over the group (of both halves' own scales)
+};
+
+// One group of 32 activations: x = scale * level + offset. Levels are unsigned, because the dot-product instruction
+// wants unsigned times signed bytes, and because an offset of its own serves a group with one large outlier better:
+// it halves the step.
+struct GroupLevels {
   float scale;
-  float scaled_sum;       // scale * sum(q)
-  int32_t minus8;         // -8 * sum(q)
-  int32_t minus32_low;    // -32 * sum(q[0..15])
+  float offset;    // the smallest value
+  float sum;       // of all 32 values as kept
+  float unused;
 };
-struct Int8Record {       // Precision::Normal
-  int8_t q[kGroup];
-  GroupSums sums;
+struct Int8Record {       // Precision::Normal: 8-bit levels
+  uint8_t level[kGroup];
+  GroupLevels group;
 };
-struct Int16Record {      // Precision::High: q = 256 * high + low
-  int8_t high[kGroup];
-  int8_t low[kGroup];
-  GroupSums sums;
+struct Int16Record {      // Precision::High: level = 256 * high + low
+  uint8_t high[kGroup];
+  uint8_t low[kGroup];
+  GroupLevels group;
 };
 static_assert(sizeof(Int8Record) == 48 && sizeof(Int16Record) == 80);
 

@@ -22,53 +22,40 @@ void load_row(const TileOutput& output, int row, float* sums) {
   for (int c = 0; c < kPanel; ++c) sums[c] = output.is_first ? 0.0f : output.partial[row][c];
 }
 
-// sums[c] += the dot product of 4 weights of each column with 4 activations.
-void dot4(const uint32_t* words, const int8_t* q, int32_t* sums) {
-  const auto* w = reinterpret_cast<const uint8_t*>(words);
-  const int32_t q0 = q[0], q1 = q[1], q2 = q[2], q3 = q[3];
-  for (int c = 0; c < kPanel; ++c) {
-    sums[c] += w[4 * c] * q0 + w[4 * c + 1] * q1 + w[4 * c + 2] * q2 + w[4 * c + 3] * q3;
+// sums[c] += words [begin, end) of a group's columns times the levels.
+void dot(const WeightGroup& group, int begin, int end, const uint8_t* level, int32_t* sums) {
+  for (int q = begin; q < end; ++q) {
+    const int32_t a0 = level[4 * q], a1 = level[4 * q + 1], a2 = level[4 * q + 2], a3 = level[4 * q + 3];
+    for (int c = 0; c < kPanel; ++c) {
+      const int8_t* w = group.w[q][c];
+      sums[c] += w[0] * a0 + w[1] * a1 + w[2] * a2 + w[3] * a3;
+    }
   }
 }
 
-void dot(const Int8Group& group, int begin, int end, const int8_t* q, int32_t* sums) {
-  for (int w = begin; w < end; ++w) dot4(group.words[w], q + 4 * w, sums);
-}
-
-// Integer sums of words [begin, end) of one group, starting from `start`; two levels give 256 * high + low.
-void group_dot(const Int8Group& group, int begin, int end, const uint8_t* record, Precision precision, int32_t start,
-               int32_t* sums) {
-  const auto* q = reinterpret_cast<const int8_t*>(record);
-  std::memset(sums, 0, sizeof(int32_t) * kPanel);
-  dot(group, begin, end, q, sums);
+void accumulate(const WeightGroup& group, int begin, int end, const uint8_t* record, Precision precision,
+                const float* weight_scale, float scale, float* out) {
+  int32_t dots[kPanel] = {};
+  dot(group, begin, end, record, dots);
   if (precision == Precision::High) {
-    for (int c = 0; c < kPanel; ++c) sums[c] *= 256;
-    dot(group, begin, end, q + kGroup, sums);
+    for (int c = 0; c < kPanel; ++c) dots[c] *= 256;
+    dot(group, begin, end, record + kGroup, dots);
   }
-  for (int c = 0; c < kPanel; ++c) sums[c] += start;
+  for (int c = 0; c < kPanel; ++c) out[c] += static_cast<float>(dots[c]) * (weight_scale[c] * scale);
 }
 
-void accumulate(const int32_t* sums, const float* weight_scale, float scale, float* out) {
-  for (int c = 0; c < kPanel; ++c) out[c] += static_cast<float>(sums[c]) * (weight_scale[c] * scale);
-}
-
-void row_group(GroupKind kind, Precision precision, const Int8Group& group, const uint8_t* record, float* out) {
-  GroupSums sums;
-  std::memcpy(&sums, record + (precision == Precision::High ? 2 : 1) * kGroup, sizeof(sums));
-  int32_t dots[kPanel];
+void row_group(GroupKind kind, Precision precision, const WeightGroup& group, const uint8_t* record, float* out) {
+  GroupLevels levels;
+  std::memcpy(&levels, record + (precision == Precision::High ? 2 : 1) * kGroup, sizeof(levels));
   if (kind == GroupKind::Halves) {
-    group_dot(group, 0, 4, record, precision, sums.minus32_low, dots);
-    accumulate(dots, group.scale, sums.scale, out);
-    group_dot(group, 4, 8, record, precision, 4 * sums.minus8 - sums.minus32_low, dots);
-    accumulate(dots, group.extra, sums.scale, out);
-    return;
+    accumulate(group, 0, 4, record, precision, group.scale, levels.scale, out);
+    accumulate(group, 4, 8, record, precision, group.extra, levels.scale, out);
+  } else {
+    accumulate(group, 0, 8, record, precision, group.scale, levels.scale, out);
   }
-  const int32_t start = kind == GroupKind::Offset8 ? sums.minus8 : kind == GroupKind::Offset128 ? 16 * sums.minus8 : 0;
-  group_dot(group, 0, 8, record, precision, start, dots);
-  accumulate(dots, group.scale, sums.scale, out);
-  if (kind == GroupKind::Minimum) {
-    for (int c = 0; c < kPanel; ++c) out[c] += group.extra[c] * sums.scaled_sum;
-  }
+  for (int c = 0; c < kPanel; ++c) out[c] += group.scaled_sum[c] * levels.offset;
+  if (kind != GroupKind::Minimum) return;
+  for (int c = 0; c < kPanel; ++c) out[c] += group.extra[c] * levels.sum;
 }
 
 struct Portable {
@@ -78,7 +65,14 @@ struct Portable {
     for (int c = 0; c < kPanel; ++c) out[c] = half_to_float(source[c]);
   }
 
-  static void int8_tile(GroupKind kind, Precision precision, int rows, const Int8Group* groups, int num_groups,
+  static void column_sums(const int8_t* w, int num_words, int32_t* sums) {
+    for (int c = 0; c < kPanel; ++c) sums[c] = 0;
+    for (int q = 0; q < num_words; ++q, w += 4 * kPanel) {
+      for (int c = 0; c < kPanel; ++c) sums[c] += w[4 * c] + w[4 * c + 1] + w[4 * c + 2] + w[4 * c + 3];
+    }
+  }
+
+  static void int8_tile(GroupKind kind, Precision precision, int rows, const WeightGroup* groups, int num_groups,
                         const uint8_t* activations, size_t stride, const TileOutput& output, Ahead&) {
     const size_t record = precision == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
     for (int r = 0; r < rows; ++r) {
@@ -105,36 +99,38 @@ struct Portable {
   }
 };
 
-template <class Record, class Quantize>
-void quantize_groups(const float* x, int k, float levels, Record* out, const Quantize& quantize) {
+template <class Record, class Store>
+void quantize_groups(const float* x, int k, float levels, Record* out, const Store& store) {
   for (int g = 0; g < k / kGroup; ++g, x += kGroup) {
     uint32_t magnitude = 0;
+    float smallest = x[0], largest = x[0];
     for (int i = 0; i < kGroup; ++i) {
       const uint32_t bits = __builtin_bit_cast(uint32_t, x[i]) & 0x7fffffffu;
       magnitude = bits > magnitude ? bits : magnitude;
+      smallest = x[i] < smallest ? x[i] : smallest;
+      largest = x[i] > largest ? x[i] : largest;
     }
-    const GroupScale scale = group_scale(magnitude, levels);
-    int32_t sum = 0, low_sum = 0;
+    const GroupRange range = group_range(magnitude, smallest, largest, levels);
+    int32_t sum = 0;
     for (int i = 0; i < kGroup; ++i) {
-      const int32_t q = scale.inverse == 0.0f ? 0 : static_cast<int32_t>(std::nearbyint(x[i] * scale.inverse));
-      quantize(out[g], i, q);
+      const float level = std::nearbyint((x[i] - range.offset) * range.inverse);
+      const int32_t q = range.inverse == 0.0f ? 0 : static_cast<int32_t>(level < levels ? level : levels);
+      store(out[g], i, q);
       sum += q;
-      if (i < 16) low_sum += q;
     }
-    set_sums(out[g].sums, scale.scale, sum, low_sum);
+    out[g].group = group_levels(range, sum);
   }
 }
 
 void quantize_normal(const float* x, int k, Int8Record* out) {
   quantize_groups(x, k, kNormalLevels, out,
-                  [](Int8Record& record, int i, int32_t q) { record.q[i] = static_cast<int8_t>(q); });
+                  [](Int8Record& record, int i, int32_t q) { record.level[i] = static_cast<uint8_t>(q); });
 }
 
 void quantize_high(const float* x, int k, Int16Record* out) {
   quantize_groups(x, k, kHighLevels, out, [](Int16Record& record, int i, int32_t q) {
-    const int32_t high = (q + 128) >> 8;
-    record.high[i] = static_cast<int8_t>(high);
-    record.low[i] = static_cast<int8_t>(q - high * 256);
+    record.high[i] = static_cast<uint8_t>(q >> 8);
+    record.low[i] = static_cast<uint8_t>(q & 255);
   });
 }
 
