@@ -27,8 +27,9 @@ from tampu.model.tensor import NATIVE_QTYPES, Tensor
 from tampu.model.vocabulary import chat_template_kind, end_token_ids, is_llama3_vocabulary
 
 _ROPE_FACTORS = "rope_freqs.weight"
-_GLOBAL_NAMES = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
-_LAYER_NAMES = {
+# GGUF's tensor names and Hugging Face's; inside a layer, without prefix and ".weight".
+GLOBAL_NAMES = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -154,10 +155,10 @@ def _rename_tensors(
                 raise CheckpointError(file, f"has shape {tensor.shape}, must be (head_dim / 2,)", tensor=name)
             raw = np.frombuffer(mapped[tensor.offset : tensor.offset + tensor.num_bytes], dtype=np.uint8)
             factors = tuple(dequantize_bytes(raw, tensor.qtype, tensor.shape).tolist())
-        elif name in _GLOBAL_NAMES:
-            tensors[_GLOBAL_NAMES[name]] = tensor
-        elif layer is not None and layer[2] in _LAYER_NAMES:
-            tensors[f"model.layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}.weight"] = tensor
+        elif name in GLOBAL_NAMES:
+            tensors[GLOBAL_NAMES[name]] = tensor
+        elif layer is not None and layer[2] in LAYER_NAMES:
+            tensors[f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.weight"] = tensor
         else:
             raise CheckpointError(file, "is not part of a Llama", tensor=name)
     return tensors, factors
@@ -284,10 +285,11 @@ def _num_values(tensor: GgufTensor) -> int:
 
 
 def _quantization(metadata: _Metadata, tensors: Mapping[str, GgufTensor]) -> str:
-    """The form most weights have, in llama.cpp's name of the mixture when the file claims one that fits."""
+    """The form most weights of the layers have, in llama.cpp's name of the mixture when the file's claim fits."""
     weights: Counter[str] = Counter()
-    for tensor in tensors.values():
-        weights[tensor.qtype] += _num_values(tensor)
+    for name, tensor in tensors.items():
+        if name not in (EMBEDDING, LM_HEAD):
+            weights[tensor.qtype] += _num_values(tensor)
     most = weights.most_common(1)[0][0]
     claimed = _FILE_TYPES.get(metadata.integer("general.file_type", -1), "")
     return claimed if claimed.startswith(most) else most
