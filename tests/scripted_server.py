@@ -86,7 +86,6 @@ class Server:
             engine=self.engine,
             metrics=metrics,
         )
-        metrics.watch(self.engine)
         self.generator.start()
 
     def _reply(self, request: Request) -> list[int]:

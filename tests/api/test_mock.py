@@ -13,15 +13,13 @@ import httpx
 import pytest
 
 from live_server import live
-from scripted_server import RUN_PATH, frames_of
+from scripted_server import MODEL, RUN_PATH, frames_of
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
 from tampu.core.errors import ConfigError
 from tampu.serving.example_value import example_value
-from tampu.serving.metrics import Metrics
-from tampu.serving.mock import MockGenerator, mock_model_card, pieces
+from tampu.serving.mock import mock_services, pieces
 from tampu.serving.mock_script import Script, load_script
-from tampu.serving.services import Services
 
 TOOL = {"name": "get_weather", "description": "d", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 3}},
@@ -29,10 +27,7 @@ TOOL = {"name": "get_weather", "description": "d", "parameters": {
 
 
 def mock_app(script: Script | None = None, **settings: Any) -> Any:
-    metrics = Metrics()
-    generator = MockGenerator(metrics, script)
-    services = Services(generator=generator, model_card=mock_model_card(), engine=generator, metrics=metrics)
-    return create_app(services, ServerConfig(**settings))
+    return create_app(mock_services(script), ServerConfig(**settings))
 
 
 def client_of(app: Any) -> httpx.AsyncClient:
@@ -158,6 +153,19 @@ def test_a_cut_stream_breaks_the_connection() -> None:
                 got.extend(response.iter_text())
         assert "".join(got).count("data: ") == 3
         assert "[DONE]" not in "".join(got)
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            told = {
+                "model": MODEL,
+                "prompt": "a b c d",
+                "messages": [{"role": "user", "content": "a b c d"}],
+                "stream": True,
+            }
+            told.pop("messages" if path == "/v1/completions" else "prompt")
+            with (
+                client.stream("POST", path, json=told, headers={"x-tampu-mock": "cut_after=2"}) as response,
+                pytest.raises(httpx.RemoteProtocolError),
+            ):
+                response.read()
         slow = {"x-tampu-mock": "token_delay_ms=5 delay_ms=5"}
         began_s = time.monotonic()
         assert client.post(RUN_PATH, json={"prompt": "a b c d e f"}, headers=slow).status_code == 200

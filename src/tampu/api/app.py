@@ -46,6 +46,7 @@ def create_app(services: Services, config: ServerConfig, *, access: AccessContro
     )
     context = AppContext(services, config)
     app.state.context = context
+    services.metrics.watch(services.engine)
     for router in _ROUTERS:
         app.include_router(router)
 

@@ -113,6 +113,13 @@ def _conversation(
         for item in (functions if isinstance(functions, list) else ())
         if isinstance(item, dict)
     )
+    if embedded and not config.runs_functions:
+        raise ApiError(
+            8001,
+            "the parameter 'functions' is off on a server that others can reach",
+            param="functions",
+            hint="Start it with --enable-functions to let requests run JavaScript in its sandbox.",
+        )
     offered = {spec.name for spec in specs} | {spec.name for spec in embedded}
     tool_choice = _extra(lambda: _tool_choice(payload, offered), ToolChoice(), config)
     return replace(

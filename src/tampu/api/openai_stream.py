@@ -12,6 +12,7 @@ from tampu.api.openai_answer import ChatFrames, CompletionFrames, total_usage
 from tampu.api.replies import DONE_FRAME, data_frame
 from tampu.core.errors import TampuError
 from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta
+from tampu.serving.faults import StreamCut
 
 _LOG = logging.getLogger("tampu.api")
 
@@ -137,7 +138,7 @@ async def _pump(
         async with aclosing(stream):
             async for event in stream:
                 queue.put_nowait((position, event))
-    except Exception as error:
+    except (Exception, StreamCut) as error:
         queue.put_nowait(error)
     else:
         queue.put_nowait(None)

@@ -78,6 +78,10 @@ class Generator:
         return self._events(request)
 
     async def _events(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        if request.functions:
+            raise InvalidRequestError(
+                "functions", "'functions' cannot run on this server", hint="Start it with --enable-functions."
+            )
         arrival_s = time.perf_counter()
         prompt_token_ids = await self._encode(request)
         choices = self._choices(request, prompt_token_ids)

@@ -74,6 +74,7 @@ class Metrics:
     def __init__(self, model: str = PUBLIC_MODEL_NAME) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self._model = model
+        self._is_watching = False
         success = Counter(
             "tampu:request_success",
             "Requests finished, by reason.",
@@ -107,7 +108,10 @@ class Metrics:
         return Histogram(name, text, ["model_name"], buckets=buckets, registry=self.registry).labels(self._model)
 
     def watch(self, engine: StatsSource) -> None:
-        """Report this engine's gauges and counters."""
+        """Report this engine's gauges and counters. A second call changes nothing."""
+        if self._is_watching:
+            return
+        self._is_watching = True
         self.registry.register(_EngineCollector(engine, self._model))
 
     def observe_first_token(self, seconds: float) -> None:

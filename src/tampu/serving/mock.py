@@ -26,6 +26,7 @@ from tampu.serving.metrics import Metrics
 from tampu.serving.mock_script import Cue, Script, last_text
 from tampu.serving.model_card import ModelCard
 from tampu.serving.requests import GenerateRequest
+from tampu.serving.services import Services
 from tampu.text.stop_strings import StopStringMatcher
 
 # What the current request's `x-tampu-mock` header says; set by the HTTP layer.
@@ -45,6 +46,13 @@ def mock_model_card() -> ModelCard:
         is_mock=True,
         notices=("No model is loaded: answers are made up or come from a script.",),
     )
+
+
+def mock_services(script: Script | None = None) -> Services:
+    """Everything a mock server needs."""
+    metrics = Metrics()
+    generator = MockGenerator(metrics, script)
+    return Services(generator=generator, model_card=mock_model_card(), engine=generator, metrics=metrics)
 
 
 def pieces(text: str) -> list[str]:

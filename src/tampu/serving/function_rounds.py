@@ -1,0 +1,164 @@
+"""Embedded functions: the model calls, the sandbox runs, the result goes back, until there is a final text.
+
+A round's text is held back until it is known that the round called nothing: only the final text is the answer. Tools
+of the client are never run here: a round that calls one ends the generation with that call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from tampu.core.chat import Message, ToolCall, ToolSpec
+from tampu.core.errors import InvalidRequestError
+from tampu.core.output import FinishReason, Usage
+from tampu.serving.answers import Answer, fold
+from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta
+from tampu.serving.function_signature import function_tool
+from tampu.serving.requests import GenerateRequest, ToolChoice
+
+MAX_ROUNDS = 5
+MAX_FUNCTIONS = 64
+
+
+class FunctionSandbox(Protocol):
+    """Runs JavaScript where it can do no harm."""
+
+    async def call(self, code: str, arguments: dict[str, Any]) -> str:
+        """Call the function with one object; the JSON text of what it returned, or of `{"error": ...}`. Never raises
+        for what the code does."""
+
+
+class PlainGenerator(Protocol):
+    """What runs one round."""
+
+    def start(self) -> None:
+        """Begin to serve."""
+
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Events as they come."""
+
+    async def complete(self, request: GenerateRequest) -> list[Answer]:
+        """The same events, folded."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """What one round brought."""
+
+    texts: list[TextDelta] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    finished: Finished | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.texts)
+
+
+class FunctionRounds:
+    """A generator that also serves requests with `functions`; all others pass through untouched."""
+
+    def __init__(self, generator: PlainGenerator, sandbox: FunctionSandbox) -> None:
+        self._generator = generator
+        self._sandbox = sandbox
+
+    def start(self) -> None:
+        """Begin to serve. Idempotent."""
+        self._generator.start()
+
+    async def complete(self, request: GenerateRequest) -> list[Answer]:
+        """One answer per choice, by index."""
+        async with aclosing(self.stream(request)) as events:
+            return await fold(events)
+
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Events as they come; `aclose()` aborts what still runs."""
+        return self._rounds(request) if request.functions else self._generator.stream(request)
+
+    async def _rounds(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        tools = _offered_tools(request)
+        code_by_name = {function.name: function.code for function in request.functions}
+        if request.n > 1:
+            raise InvalidRequestError("n", "'n' must be 1 with functions")
+        history = request.messages or (Message("user", request.prompt or ""),)
+        functions_run: list[tuple[ToolCall, str]] = []
+        usage = Usage()
+        for number in range(MAX_ROUNDS + 1):
+            is_last = number == MAX_ROUNDS
+            choice = request.tool_choice if number == 0 else _choice_after_results(request.tool_choice)
+            current = replace(
+                request,
+                prompt=None,
+                messages=history,
+                functions=(),
+                tools=tools,
+                tool_choice=ToolChoice("none") if is_last else choice,
+            )
+            async with aclosing(self._generator.stream(current)) as events:
+                done = await _collect(events)
+            assert done.finished is not None, "a stream ends with Finished"
+            usage += done.finished.usage
+            for_client = [call for call in done.calls if call.name not in code_by_name]
+            mine = [call for call in done.calls if call.name in code_by_name]
+            results = [(call, await self._sandbox.call(code_by_name[call.name], call.arguments)) for call in mine]
+            functions_run += results
+            if not mine or for_client:
+                for event in _last_events(done, for_client, usage, tuple(functions_run)):
+                    yield event
+                return
+            turns = (Message("tool", result, name=call.name, tool_call_id=call.call_id) for call, result in results)
+            history = (*history, Message("assistant", done.text, tuple(mine)), *turns)
+
+
+def _offered_tools(request: GenerateRequest) -> tuple[ToolSpec, ...]:
+    """The client's tools and the functions as tools. Raises InvalidRequestError for a name used twice."""
+    if len(request.functions) > MAX_FUNCTIONS:
+        raise InvalidRequestError("functions", f"'functions' must hold at most {MAX_FUNCTIONS} functions")
+    tools = list(request.tools)
+    for index, function in enumerate(request.functions):
+        tool = function_tool(function, index)
+        if any(each.name == tool.name for each in tools):
+            raise InvalidRequestError(
+                f"functions/{index}/name",
+                f"'functions/{index}/name' repeats {tool.name!r}",
+                hint="Give it its own name.",
+            )
+        tools.append(tool)
+    return tuple(tools)
+
+
+def _choice_after_results(choice: ToolChoice) -> ToolChoice:
+    """A demanded call was made; from then on the model decides, or no answer would ever come."""
+    return choice if choice.mode == "none" else ToolChoice()
+
+
+async def _collect(events: AsyncGenerator[Event, None]) -> _Round:
+    done = _Round()
+    async for event in events:
+        match event:
+            case TextDelta():
+                done.texts.append(event)
+            case ToolCallDelta(call=ToolCall() as call):
+                done.calls.append(call)
+            case Finished():
+                done.finished = event
+    return done
+
+
+def _last_events(
+    done: _Round, for_client: list[ToolCall], usage: Usage, functions_run: tuple[tuple[ToolCall, str], ...]
+) -> list[Event]:
+    """The events of the round that ends the generation."""
+    assert done.finished is not None
+    events: list[Event] = list(done.texts)
+    for index, call in enumerate(for_client):
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        events.append(ToolCallDelta(index, call.call_id, call.name, arguments, call))
+    reason = done.finished.finish_reason
+    if reason is FinishReason.TOOL_CALLS and not for_client:
+        reason = FinishReason.STOP
+    events.append(replace(done.finished, finish_reason=reason, usage=usage, functions_run=functions_run))
+    return events

@@ -1,0 +1,211 @@
+"""Embedded functions: what the model is told about them, and the rounds of calling them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tampu.core.chat import Message, ToolCall, ToolSpec
+from tampu.core.errors import InvalidRequestError
+from tampu.core.output import FinishReason, Usage
+from tampu.core.sampling_params import SamplingParams
+from tampu.serving.answers import Answer, fold
+from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta
+from tampu.serving.function_rounds import MAX_ROUNDS, FunctionRounds
+from tampu.serving.function_signature import function_tool
+from tampu.serving.requests import FunctionSpec, GenerateRequest, ToolChoice
+
+JSDOC = """
+/**
+ * Adds two numbers
+ * and says so.
+ * @param {Object} args
+ * @param {number} args.a - the first
+ *   of the two
+ * @param {integer} args.b the second
+ * @param {('x'|'y')} [args.c]
+ * @param {string[]} [args.tags=[]] labels
+ * @returns {number}
+ */
+async function add({ a, b }) { return a + b }
+"""
+
+
+def parameters_of(code: str) -> dict[str, Any]:
+    return function_tool(FunctionSpec("f", code), 0).parameters
+
+
+def test_a_jsdoc_comment_says_it_all() -> None:
+    tool = function_tool(FunctionSpec("add", JSDOC), 0)
+    assert tool == ToolSpec("add", "Adds two numbers and says so.", {
+        "type": "object",
+        "properties": {
+            "a": {"type": "number", "description": "the first of the two"},
+            "b": {"type": "integer", "description": "the second"},
+            "c": {"type": "string", "enum": ["x", "y"]},
+            "tags": {"type": "array", "items": {"type": "string"}, "description": "labels"},
+        },
+        "required": ["a", "b"],
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "properties", "required"),
+    [
+        ("({ a, b = 1, c: other, ...rest }) => a", ["a", "b", "c"], ["a", "c"]),
+        ("async ({a={x: 1, y: [2]}, b = 'a,}'}) => 1", ["a", "b"], []),
+        ("function named({ city /* where */, // why\n unit }) {}", ["city", "unit"], ["city", "unit"]),
+        ("async function({x}){}", ["x"], ["x"]),
+        ("(args) => args.a", [], []),
+        ("() => 1", [], []),
+        ("not javascript {", [], []),
+    ],
+)
+def test_without_a_comment_names_come_from_the_destructured_argument(
+    code: str, properties: list[str], required: list[str]
+) -> None:
+    parameters = parameters_of(code)
+    assert list(parameters["properties"]) == properties
+    assert parameters["required"] == required
+
+
+def test_literal_types_become_an_enumeration() -> None:
+    code = "/** @param {'c'|\"f\"} unit */ ({unit}) => unit"
+    assert parameters_of(code)["properties"] == {"unit": {"type": "string", "enum": ["c", "f"]}}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("/**@param {}[]()=,.:'\"`ab\n \\")))
+def test_no_code_breaks_the_reader(code: str) -> None:
+    if code.strip():
+        assert function_tool(FunctionSpec("f", code), 0).parameters["type"] == "object"
+
+
+@pytest.mark.parametrize("function", [FunctionSpec("", "x"), FunctionSpec("f", " "), FunctionSpec("f", "x" * 70_000)])
+def test_unusable_functions_are_refused_by_name(function: FunctionSpec) -> None:
+    with pytest.raises(InvalidRequestError, match="functions/3"):
+        function_tool(function, 3)
+
+
+class FakeSandbox:
+    """Adds its arguments; remembers its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    async def call(self, code: str, arguments: dict[str, Any]) -> str:
+        self.calls.append((code, arguments))
+        return json.dumps(sum(arguments.values()))
+
+
+class FakeGenerator:
+    """Says what `play` makes of each round."""
+
+    def __init__(self, play: Callable[[GenerateRequest], list[Event]]) -> None:
+        self.play = play
+        self.seen: list[GenerateRequest] = []
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        self.seen.append(request)
+        for event in self.play(request):
+            yield event
+
+    async def complete(self, request: GenerateRequest) -> list[Answer]:
+        return await fold(self.stream(request))
+
+
+def call(name: str, index: int = 0, **arguments: Any) -> ToolCallDelta:
+    made = ToolCall(name, arguments, f"id-{index}")
+    return ToolCallDelta(index, made.call_id, name, json.dumps(arguments), made)
+
+
+def finished(reason: FinishReason) -> Finished:
+    return Finished(reason, Usage(10, 5, 2))
+
+
+ADD = FunctionSpec("add", "({a, b}) => a + b")
+CLIENT_TOOL = ToolSpec("ask", "d", {"type": "object"})
+
+
+def request(**changes: Any) -> GenerateRequest:
+    values: dict[str, Any] = {"model": "m", "sampling": SamplingParams(), "messages": (Message("user", "2+3?"),),
+                              "functions": (ADD,)}  # fmt: skip
+    return GenerateRequest(**{**values, **changes})
+
+
+def once_then_text(seen: GenerateRequest) -> list[Event]:
+    if seen.messages and seen.messages[-1].role == "tool":
+        return [TextDelta("It is "), TextDelta(seen.messages[-1].content), finished(FinishReason.STOP)]
+    return [TextDelta("Let me add. "), call("add", a=2, b=3), finished(FinishReason.TOOL_CALLS)]
+
+
+async def test_a_call_runs_and_its_result_goes_back() -> None:
+    generator, sandbox = FakeGenerator(once_then_text), FakeSandbox()
+    (answer,) = await FunctionRounds(generator, sandbox).complete(request())
+    assert answer.text == "It is 5"
+    assert answer.finish_reason is FinishReason.STOP
+    assert answer.usage == Usage(20, 10, 4)
+    assert [(made.name, result) for made, result in answer.functions_run] == [("add", "5")]
+    assert sandbox.calls == [(ADD.code, {"a": 2, "b": 3})]
+    first, second = generator.seen
+    assert [tool.name for tool in first.tools] == ["add"]
+    assert first.functions == ()
+    assert second.messages is not None
+    assert [message.role for message in second.messages] == ["user", "assistant", "tool"]
+    assert second.messages[1].tool_calls[0].arguments == {"a": 2, "b": 3}
+    assert second.messages[2] == Message("tool", "5", name="add", tool_call_id="id-0")
+
+
+async def test_it_stops_calling_after_five_rounds() -> None:
+    def insist(seen: GenerateRequest) -> list[Event]:
+        if seen.tool_choice.mode == "none":
+            return [TextDelta("enough"), finished(FinishReason.STOP)]
+        return [call("add", a=1, b=1), finished(FinishReason.TOOL_CALLS)]
+
+    generator, sandbox = FakeGenerator(insist), FakeSandbox()
+    (answer,) = await FunctionRounds(generator, sandbox).complete(request())
+    assert answer.text == "enough"
+    assert len(sandbox.calls) == len(answer.functions_run) == MAX_ROUNDS == 5
+    assert len(generator.seen) == 6
+
+
+async def test_a_demanded_call_is_demanded_once() -> None:
+    generator = FakeGenerator(once_then_text)
+    await FunctionRounds(generator, FakeSandbox()).complete(request(tool_choice=ToolChoice("named", ("add",))))
+    assert [seen.tool_choice.mode for seen in generator.seen] == ["named", "auto"]
+
+
+async def test_the_clients_own_tools_are_returned_not_run() -> None:
+    def mixed(seen: GenerateRequest) -> list[Event]:
+        return [call("add", a=1, b=2), call("ask", 1, q="?"), finished(FinishReason.TOOL_CALLS)]
+
+    sandbox = FakeSandbox()
+    (answer,) = await FunctionRounds(FakeGenerator(mixed), sandbox).complete(request(tools=(CLIENT_TOOL,)))
+    assert [made.name for made in answer.tool_calls] == ["ask"]
+    assert answer.finish_reason is FinishReason.TOOL_CALLS
+    assert [made.name for made, _ in answer.functions_run] == ["add"]
+
+
+async def test_requests_without_functions_pass_through() -> None:
+    generator = FakeGenerator(lambda seen: [TextDelta("hi"), finished(FinishReason.STOP)])
+    (answer,) = await FunctionRounds(generator, FakeSandbox()).complete(request(functions=()))
+    assert answer.text == "hi"
+    assert generator.seen[0].tools == ()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"functions": (ADD, ADD)}, {"tools": (ToolSpec("add"),)}, {"n": 2}, {"functions": (ADD,) * 100}]
+)
+async def test_what_cannot_be_served_is_refused(changes: dict[str, Any]) -> None:
+    generator = FakeGenerator(once_then_text)
+    with pytest.raises(InvalidRequestError):
+        await FunctionRounds(generator, FakeSandbox()).complete(request(**changes))
+    assert generator.seen == []
