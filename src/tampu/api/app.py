@@ -29,6 +29,7 @@ _ROUTERS = (  # the first route that fits takes a request
     binding.router,
     workers_ai.router,
     catalogue_routes.router,
+    catalogue_routes.binding_router,
     openai.local_router,
     openai.hosted_router,
 )

@@ -18,7 +18,7 @@ from tampu.api.body import parse_json, read_body
 from tampu.api.context import context_of, request_id_of
 from tampu.api.error_docs import ERROR_RESPONSES
 from tampu.api.errors import ApiError
-from tampu.api.native_run import run_native
+from tampu.api.native_run import check_model, run_native
 from tampu.api.replies import EventStream, json_reply
 from tampu.core.errors import UnknownModelError
 
@@ -86,10 +86,12 @@ async def _run(request: Request, query: Mapping[str, str], *, is_gateway: bool) 
             hint="Send 'prompt' or 'messages' as plain values.",
         )
     model = _model_of(request)
-    if is_gateway and not context.services.model_card.accepts(model):
-        return _gateway_model_not_found(request)
-    if not context.services.model_card.accepts(model):
-        raise UnknownModelError(model)
+    try:
+        check_model(context, model)
+    except UnknownModelError:
+        if is_gateway:
+            return _gateway_model_not_found(request)
+        raise
     body = parse_json(await read_body(request, context.config.max_body_bytes))
     inputs = body.get("inputs") if isinstance(body, dict) else None
     options = body.get("options") if isinstance(body, dict) else None

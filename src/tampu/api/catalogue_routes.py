@@ -23,6 +23,7 @@ from tampu.api.error_docs import ERROR_RESPONSES
 from tampu.api.replies import json_reply
 
 router = APIRouter(prefix="/client/v4/accounts/{account_id}/ai", tags=["Catalogue"])
+binding_router = APIRouter(tags=["Worker binding"])
 
 Search = Callable[[Sequence[CatalogueEntry], Mapping[str, str]], dict[str, Any]]
 
@@ -77,8 +78,23 @@ async def tasks_search(request: Request, account_id: str) -> Response:
     return _reply(request, account_id, search_tasks)
 
 
+@binding_router.get(
+    "/ai-api/models/search",
+    summary="env.AI.models",
+    responses=ERROR_RESPONSES,
+    openapi_extra=_query({**_PAGING, **_FILTERS}),
+)
+async def binding_models_search(request: Request) -> Response:
+    """The same search for the Worker binding, which names no account."""
+    return _found(request, search_models)
+
+
 def _reply(request: Request, account_id: str, search: Search) -> Response:
     check_account_id(request, account_id)
+    return _found(request, search)
+
+
+def _found(request: Request, search: Search) -> Response:
     services = context_of(request).services
     embedding = None if services.embeddings is None else services.embeddings.card
     return json_reply(search(build_catalogue(services.model_card, embedding), request.query_params))

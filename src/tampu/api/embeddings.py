@@ -8,10 +8,10 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
-from tampu.api.openai_chat import required
-from tampu.api.openai_parameters import EMBEDDING_PARAMETERS, read_parameters
+from tampu.api.context import AppContext
+from tampu.api.openai_parameters import EMBEDDING_PARAMETERS, read_parameters, required
 from tampu.core.errors import InvalidRequestError
-from tampu.serving.embedder import EMBEDDING_FAMILY, EmbeddingCard, Embeddings
+from tampu.serving.embedder import EMBEDDING_FAMILY, EmbeddingCard, Embeddings, TextEmbedder
 
 MAX_TEXTS = 2048  # OpenAI's limit
 _MAX_NATIVE_TEXTS_STRICT = 100
@@ -26,12 +26,16 @@ class EmbeddingCall:
     ignored: tuple[str, ...] = ()
 
 
-def accepts_embedding_model(card: EmbeddingCard, model: str, *, is_strict: bool) -> bool:
-    """True when `model` means the embedding model: its name, or (default mode) any of the hosted family.
+def embedder_for(context: AppContext, model: str) -> TextEmbedder | None:
+    """The embedding model when `model` means it: by its name, or (default mode) by any name of the hosted family.
 
     The sizes of the family differ, so strict mode takes the one name whose vectors have the right length.
     """
-    return model == card.name or (not is_strict and model.startswith(EMBEDDING_FAMILY))
+    embedder = context.services.embeddings
+    if embedder is None:
+        return None
+    is_of_family = not context.config.is_strict and model.startswith(EMBEDDING_FAMILY)
+    return embedder if is_of_family or model == embedder.card.name else None
 
 
 def parse_embedding(body: Any, card: EmbeddingCard, *, is_strict: bool) -> EmbeddingCall:

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tampu.api.context import AppContext, request_id_of, tenant_of
+from tampu.api.embeddings import embedder_for, native_embedding_result, parse_native_embedding
 from tampu.api.errors import ApiError
 from tampu.api.native_answer import neurons, result_body, stream_frames
 from tampu.api.native_request import NativeRequest, parse_native_request
@@ -37,8 +38,12 @@ async def run_native(request: Request, context: AppContext, *, model: str, paylo
         TampuError: everything that can be wrong before the first byte is sent.
     """
     services, config = context.services, context.config
-    if not services.model_card.accepts(model):
-        raise UnknownModelError(model)
+    check_model(context, model)
+    embedder = embedder_for(context, model)
+    if embedder is not None:
+        call = parse_native_embedding(payload, embedder.card, is_strict=config.is_strict)
+        vectors = await unless_disconnected(request.receive, embedder.embed(call.texts))
+        return NativeReply(result=native_embedding_result(vectors, embedder.card))
     request_id = request_id_of(request)
     native = parse_native_request(payload, model=model, request_id=request_id, tenant=tenant_of(request), config=config)
     is_json_mode = native.generate.response_format is not None
@@ -54,6 +59,12 @@ async def run_native(request: Request, context: AppContext, *, model: str, paylo
         frames = stream_frames(events, request_id=request_id, config=config)
         return NativeReply(frames=frames, notes=native.notes)
     return await _plain(request, context, native, stream)
+
+
+def check_model(context: AppContext, model: str) -> None:
+    """Refuse a model that is not served here. Raises UnknownModelError."""
+    if not context.services.model_card.accepts(model) and embedder_for(context, model) is None:
+        raise UnknownModelError(model)
 
 
 async def _plain(

@@ -17,13 +17,15 @@ from tampu.api.account_path import check_account_id
 from tampu.api.body import parse_json, read_body
 from tampu.api.cabidela import SchemaMismatchError, validate
 from tampu.api.context import AppContext, context_of, request_id_of, tenant_of
-from tampu.api.embeddings import accepts_embedding_model, embedding_body, parse_embedding
+from tampu.api.embeddings import embedder_for, embedding_body, parse_embedding
 from tampu.api.errors import ApiError
 from tampu.api.native_run import within
 from tampu.api.openai_answer import AnswerIds, ChatFrames, CompletionFrames, chat_body, completion_body
 from tampu.api.openai_chat import Caller, GenerationCall, parse_chat, parse_completion
 from tampu.api.openai_docs import route_docs
 from tampu.api.openai_parameters import ignored_header
+from tampu.api.openai_responses import parse_responses
+from tampu.api.openai_responses_stream import ResponseWriter, response_body, response_stream
 from tampu.api.openai_stream import broken_stream_frame, chat_stream, completion_stream, merged
 from tampu.api.replies import EventStream, json_reply, unless_disconnected, with_first
 from tampu.api.run_schema import INPUT_SCHEMA
@@ -82,6 +84,23 @@ async def completions(request: Request) -> Response:
     return json_reply(body, headers=reply_headers(request, call.ignored))
 
 
+async def responses(request: Request) -> Response:
+    """An answer in the Responses format; with `stream: true` as server-sent events. Nothing is stored."""
+    context = context_of(request)
+    call = parse_responses(await _json(request), _caller(request), context.config)
+    check_chat_model(context, call.request.model)
+    check_not_busy(context, call.rejects_if_busy)
+    writer = ResponseWriter(answer_ids(request).head(call.request.model), call.echo)
+    headers = reply_headers(request, call.ignored)
+    stream = events_of(context, call.request)
+    if call.is_stream:
+        events = await with_first(stream, request.receive)
+        is_strict = context.config.is_strict
+        return EventStream(response_stream(events, writer, request_id_of(request), is_strict=is_strict), headers)
+    body = await unless_disconnected(request.receive, response_body(stream, writer))
+    return json_reply(body, headers=headers)
+
+
 async def embeddings(request: Request) -> Response:
     """Vectors of one or more texts."""
     context = context_of(request)
@@ -124,8 +143,7 @@ def check_chat_model(context: AppContext, model: str) -> None:
     """
     if context.services.model_card.accepts(model):
         return
-    embedder = context.services.embeddings
-    if embedder is not None and accepts_embedding_model(embedder.card, model, is_strict=context.config.is_strict):
+    if embedder_for(context, model) is not None:
         sentence = f"'model' names {model}, which gives embeddings and does not generate text"
         raise InvalidRequestError("model", sentence, hint=f"Name {context.services.model_card.name} instead.")
     raise UnknownModelError(model)
@@ -133,9 +151,10 @@ def check_chat_model(context: AppContext, model: str) -> None:
 
 def _embedder_of(context: AppContext, model: str) -> TextEmbedder:
     """The embedding model of this name. Raises InvalidRequestError for the language model, UnknownModelError else."""
-    embedder = context.services.embeddings
-    if embedder is not None and accepts_embedding_model(embedder.card, model, is_strict=context.config.is_strict):
+    embedder = embedder_for(context, model)
+    if embedder is not None:
         return embedder
+    embedder = context.services.embeddings
     if context.services.model_card.accepts(model):
         sentence = f"'model' names {model}, which generates text and gives no embeddings"
         hint = "This server has no embedding model." if embedder is None else f"Name {embedder.card.name} instead."
@@ -212,7 +231,7 @@ async def _all_answers(context: AppContext, requests: tuple[GenerateRequest, ...
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_answers(context, each)) for each in requests]
-    except ExceptionGroup as problems:
+    except BaseExceptionGroup as problems:
         raise problems.exceptions[0] from None
     answers = [answer for task in tasks for answer in task.result()]
     return [replace(answer, index=index) for index, answer in enumerate(answers)]
@@ -272,6 +291,7 @@ def _router(prefix: str, dependencies: list[Dependency]) -> APIRouter:
     for path, method, endpoint in (
         ("/chat/completions", "POST", chat_completions),
         ("/completions", "POST", completions),
+        ("/responses", "POST", responses),
         ("/embeddings", "POST", embeddings),
         ("/models", "GET", list_models),
         ("/models/{model:path}", "GET", get_model),

@@ -7,6 +7,7 @@ the chunk that has the finish reason (the last one of several), no chunk without
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,12 @@ def total_usage(answers: Iterable[Answer | Finished]) -> Usage:
 def call_body(call: ToolCall) -> dict[str, Any]:
     """A complete call as OpenAI clients read it: the arguments are text."""
     function = {"name": call.name, "arguments": orjson.dumps(call.arguments).decode()}
-    return {"id": call.call_id, "type": "function", "function": function}
+    return {"id": call.call_id or new_call_id(), "type": "function", "function": function}
+
+
+def new_call_id() -> str:
+    """An id for a call that came without one."""
+    return f"chatcmpl-tool-{uuid.uuid4().hex}"
 
 
 def finish_name(reason: FinishReason, *, uses_functions: bool) -> str:
@@ -196,7 +202,12 @@ class ChatFrames:
             )
         call: dict[str, Any] = {"index": event.call_index, "function": function}
         if event.name is not None:
-            call = {"index": event.call_index, "id": event.call_id, "type": "function", "function": function}
+            call = {
+                "index": event.call_index,
+                "id": event.call_id or new_call_id(),
+                "type": "function",
+                "function": function,
+            }
         return self._frame(event.index, {"content": "", "tool_calls": [call]})
 
     def finish(self, event: Finished, usage: Usage | None) -> bytes:

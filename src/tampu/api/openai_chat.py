@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tampu.api.config import ServerConfig
-from tampu.api.conversation import parse_messages, parse_tools
-from tampu.api.openai_parameters import CHAT_PARAMETERS, COMPLETION_PARAMETERS, read_parameters
-from tampu.api.wire_options import parse_response_format, parse_stop, parse_tool_choice
+from tampu.api.conversation import parse_messages
+from tampu.api.openai_parameters import CHAT_PARAMETERS, COMPLETION_PARAMETERS, read_parameters, required
+from tampu.api.openai_tools import read_tools
+from tampu.api.wire_options import parse_response_format, parse_stop
 from tampu.core.chat import ToolSpec
 from tampu.core.errors import InvalidRequestError
 from tampu.core.sampling_params import SamplingParams
@@ -51,7 +52,7 @@ def parse_chat(body: Any, caller: Caller, config: ServerConfig) -> GenerationCal
     model = required(values, "model")
     messages = parse_messages(required(values, "messages"))
     tools, choice = _tools(values)
-    sampling = _sampling(values, _chat_logprobs(values), config)
+    sampling = sampling_of(values, max_tokens=_max_tokens(values, config), num_logprobs=_chat_logprobs(values))
     request = GenerateRequest(
         model=model,
         sampling=sampling,
@@ -80,7 +81,7 @@ def parse_completion(body: Any, caller: Caller, config: ServerConfig) -> Generat
         raise InvalidRequestError(
             "echo", "'echo' is not supported together with 'logprobs': the prompt has none", hint="Send one of them."
         )
-    sampling = _sampling(values, values.get("logprobs"), config)
+    sampling = sampling_of(values, max_tokens=_max_tokens(values, config), num_logprobs=values.get("logprobs"))
     common = _common(values, caller, config)
     requests = tuple(
         GenerateRequest(
@@ -95,13 +96,6 @@ def parse_completion(body: Any, caller: Caller, config: ServerConfig) -> Generat
         for prompt in prompts
     )
     return _call(requests, values, ignored)
-
-
-def required(values: Mapping[str, Any], name: str) -> Any:
-    """A member that must be there. Raises InvalidRequestError."""
-    if name not in values:
-        raise InvalidRequestError(name, f"'{name}' is missing", hint=f"Send '{name}'.")
-    return values[name]
 
 
 def _call(
@@ -144,8 +138,13 @@ def _common(values: Mapping[str, Any], caller: Caller, config: ServerConfig) -> 
     }
 
 
-def _sampling(values: Mapping[str, Any], num_logprobs: int | None, config: ServerConfig) -> SamplingParams:
-    max_tokens = values.get("max_completion_tokens", values.get("max_tokens", config.default_max_tokens))
+def _max_tokens(values: Mapping[str, Any], config: ServerConfig) -> int:
+    newer: int | None = values.get("max_completion_tokens")
+    return values.get("max_tokens", config.default_max_tokens) if newer is None else newer
+
+
+def sampling_of(values: Mapping[str, Any], *, max_tokens: int, num_logprobs: int | None) -> SamplingParams:
+    """The sampling parameters that all routes spell alike."""
     return SamplingParams(
         temperature=float(values.get("temperature", _DEFAULT_TEMPERATURE)),
         top_k=max(values.get("top_k", 0), 0),
@@ -209,31 +208,6 @@ def _tools(values: Mapping[str, Any]) -> tuple[tuple[ToolSpec, ...], ToolChoice]
         for newer in ("tools", "tool_choice"):
             if newer in values:
                 raise InvalidRequestError(newer, f"'{newer}' cannot be sent together with its older form")
-        tools = _named_tools(values.get("functions", []), "functions")
-        choice = _checked_choice(values.get("function_call"), "function_call", tools)
-        return tools, choice
-    for index, item in enumerate(values.get("tools", [])):
-        if isinstance(item, dict) and item.get("type", "function") != "function":
-            field = f"tools/{index}/type"
-            raise InvalidRequestError(field, f"'{field}' must be \"function\": no other tool runs here")
-    tools = _named_tools(values.get("tools", []), "tools")
-    return tools, _checked_choice(values.get("tool_choice"), "tool_choice", tools)
-
-
-def _named_tools(items: list[Any], field: str) -> tuple[ToolSpec, ...]:
-    notes: list[str] = []
-    tools = parse_tools(items, notes, field)
-    if notes:  # the native route leaves such tools out; OpenAI's refuses them
-        raise InvalidRequestError(field, notes[0].replace("was left out", "cannot be offered").rstrip("."))
-    return tools
-
-
-def _checked_choice(value: Any, field: str, tools: tuple[ToolSpec, ...]) -> ToolChoice:
-    choice = parse_tool_choice(value, field)
-    offered = {tool.name for tool in tools}
-    for name in choice.names:
-        if name not in offered:
-            raise InvalidRequestError(field, f"'{field}' names the function {name!r}, which is not offered")
-    if choice.mode == "required" and not tools:
-        raise InvalidRequestError(field, f"'{field}' is \"required\" but no tools are offered")
-    return choice
+        older = {"tools_field": "functions", "choice_field": "function_call"}
+        return read_tools(values.get("functions", []), values.get("function_call"), **older)
+    return read_tools(values.get("tools", []), values.get("tool_choice"))

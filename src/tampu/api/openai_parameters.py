@@ -275,6 +275,13 @@ def read_parameters(parameters: Iterable[Parameter], body: Any) -> tuple[dict[st
     return values, tuple(unknown)
 
 
+def required(values: Mapping[str, Any], name: str) -> Any:
+    """A member that must be there. Raises InvalidRequestError."""
+    if name not in values:
+        raise InvalidRequestError(name, f"'{name}' is missing", hint=f"Send '{name}'.")
+    return values[name]
+
+
 def request_schema(parameters: Iterable[Parameter], required: tuple[str, ...]) -> dict[str, Any]:
     """JSON Schema of a body, for the OpenAPI document. Refused parameters are not part of it."""
     properties = {

@@ -12,10 +12,9 @@ from tampu.api.account_path import check_account_id
 from tampu.api.body import parse_json, read_body
 from tampu.api.context import context_of, request_id_of
 from tampu.api.error_docs import ERROR_RESPONSES
-from tampu.api.native_run import NativeReply, run_native
+from tampu.api.native_run import NativeReply, check_model, run_native
 from tampu.api.replies import EventStream, json_reply
 from tampu.api.run_schema import INPUT_SCHEMA
-from tampu.core.errors import UnknownModelError
 
 _NOTE_CODE = 1000  # of remarks in the envelope's `messages`; the hosted service's own codes are not known
 
@@ -33,8 +32,7 @@ async def run(request: Request, account_id: str, model: str) -> Response:
     context = context_of(request)
     check_account_id(request, account_id)
     model = _model_of(request, model)
-    if not context.services.model_card.accepts(model):
-        raise UnknownModelError(model)
+    check_model(context, model)
     payload = parse_json(await read_body(request, context.config.max_body_bytes))
     reply = await run_native(
         request,
