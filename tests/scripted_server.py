@@ -92,6 +92,13 @@ class Server:
         self.requests.append(request)
         return list(self.say(request).encode())
 
+    async def break_while_talking(self) -> None:
+        """Say much; a few steps later, fail for ever with a detail that nobody may be told."""
+        self.say = lambda request: "word " * 500
+        self.runner.step_delay_s = 0.001
+        await eventually(lambda: len(self.runner.step_log) > 5)
+        self.runner.fail_next_step(RuntimeError("secret detail"))
+
     def client(self, **settings: Any) -> httpx.AsyncClient:
         """A client of the app with these settings."""
         app = create_app(self.services, ServerConfig(**settings))

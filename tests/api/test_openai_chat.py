@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -299,6 +300,20 @@ async def test_an_unknown_model_is_5007(client: httpx.AsyncClient) -> None:
     assert reply.status_code == 400
     assert reply.json()["error"]["code"] == "model_not_found"
     assert reply.json()["errors"][0]["message"].startswith("No such model gpt-4o or task")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_stream_that_breaks_says_so_and_ends(server: Server, client: httpx.AsyncClient, path: str) -> None:
+    breaking = asyncio.create_task(server.break_while_talking())
+    members = {"messages": MESSAGES} if "chat" in path else {"prompt": ["a", "b"]}
+    reply = await client.post(path, json={"model": MODEL, "stream": True, "max_tokens": 2000, **members})
+    await breaking
+    frames = frames_of(reply.text)
+    assert set(frames[-1]) == {"error"}
+    assert set(frames[-1]["error"]) == {"message", "type", "code", "param"}
+    assert frames[-1]["error"]["type"] == "server_error"
+    assert all(frame["choices"][0]["finish_reason"] is None for frame in frames[:-1])
+    assert "secret" not in reply.text
 
 
 @pytest.mark.parametrize("stream", [False, True])
