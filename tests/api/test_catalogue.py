@@ -84,9 +84,16 @@ async def test_filters_and_pages(http: httpx.AsyncClient, query: dict[str, str],
 
 @pytest.mark.parametrize(
     ("query", "param"),
-    [({"page": "0"}, "page"), ({"page": "-1"}, "page"), ({"per_page": "x"}, "per_page"),
-     ({"per_page": "1001"}, "per_page"), ({"source": "a"}, "source"), ({"page": "9" * 30}, "page"), ({"format": "openrouter"}, "format")],
-)  # fmt: skip
+    [
+        ({"page": "0"}, "page"),
+        ({"page": "-1"}, "page"),
+        ({"page": "9" * 30}, "page"),
+        ({"per_page": "x"}, "per_page"),
+        ({"per_page": "1001"}, "per_page"),
+        ({"source": "a"}, "source"),
+        ({"format": "openrouter"}, "format"),
+    ],
+)
 async def test_a_query_that_means_nothing_is_refused(
     http: httpx.AsyncClient, query: dict[str, str], param: str
 ) -> None:
