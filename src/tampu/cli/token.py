@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from platformdirs import user_data_path
@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tampu.core.errors import ConfigError, TampuError
-from tampu.store.database import open_database
-from tampu.store.tokens import SCOPE_READ, SCOPES, TokenRecord, TokenStore
+from tampu.core.scopes import SCOPE_READ, SCOPES
+
+if TYPE_CHECKING:
+    from tampu.store.tokens import TokenRecord, TokenStore
 
 app = typer.Typer(name="token", help="API tokens: make, list, revoke.", no_args_is_help=True)
 
@@ -109,6 +111,9 @@ def parse_life_time(text: str) -> int:
 
 @contextmanager
 def _open_tokens(data_dir: Path | None, database_url: str | None) -> Iterator[TokenStore]:
+    from tampu.store.database import open_database  # here, because `tampu serve --mock` needs no database library
+    from tampu.store.tokens import TokenStore
+
     try:
         database = open_database(data_dir or user_data_path("tampu"), database_url)
         try:

@@ -20,13 +20,11 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 
 from tampu.core.errors import ConfigError
+from tampu.core.scopes import SCOPE_READ, SCOPE_WRITE, SCOPES
 from tampu.store.database import Database
 from tampu.store.tables import API_TOKENS
 
 ANY_ACCOUNT = "*"
-SCOPE_READ = "ai:read"  # inference, lists
-SCOPE_WRITE = "ai:write"  # all of ai:read, and what changes state
-SCOPES = (SCOPE_READ, SCOPE_WRITE)
 
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _TOKEN = re.compile(r"tampu_([0-9a-f]{12})_[A-Za-z0-9_-]{43}\Z")
