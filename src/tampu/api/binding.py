@@ -16,10 +16,10 @@ from starlette.responses import Response
 from tampu.api.account_path import check_account_id
 from tampu.api.body import parse_json, read_body
 from tampu.api.context import context_of, request_id_of
-from tampu.api.error_docs import ERROR_RESPONSES
 from tampu.api.errors import ApiError
 from tampu.api.native_run import check_model, run_native
 from tampu.api.replies import EventStream, json_reply
+from tampu.api.run_docs import ERROR_RESPONSES, RUN_ANSWER
 from tampu.core.errors import UnknownModelError
 
 _PLAIN, _GATEWAY = "/run", "/ai-gateway/run"
@@ -38,17 +38,18 @@ _RUN_BODY = {
         },
     }
 }
+_RESPONSES = {200: RUN_ANSWER, **ERROR_RESPONSES}
 
 router = APIRouter(tags=["Worker binding"])
 
 
-@router.post(_PLAIN, summary="env.AI.run", responses=ERROR_RESPONSES, openapi_extra=_RUN_BODY)
+@router.post(_PLAIN, summary="env.AI.run", responses=_RESPONSES, openapi_extra=_RUN_BODY)
 async def run(request: Request) -> Response:
     """Run the model named in `cf-consn-model-id` on `inputs`."""
     return await _run(request, request.query_params, is_gateway=False)
 
 
-@router.post(_GATEWAY, summary="env.AI.run through a gateway", responses=ERROR_RESPONSES, openapi_extra=_RUN_BODY)
+@router.post(_GATEWAY, summary="env.AI.run through a gateway", responses=_RESPONSES, openapi_extra=_RUN_BODY)
 async def run_through_gateway(request: Request) -> Response:
     """As `/run`; the gateway's own options (cache, retries, logs) are accepted and change nothing."""
     return await _run(request, request.query_params, is_gateway=True)

@@ -19,8 +19,8 @@ from tampu.api.catalogue import (
     search_tasks,
 )
 from tampu.api.context import context_of
-from tampu.api.error_docs import ERROR_RESPONSES
 from tampu.api.replies import json_reply
+from tampu.api.run_docs import ERROR_RESPONSES
 
 router = APIRouter(prefix="/client/v4/accounts/{account_id}/ai", tags=["Catalogue"])
 binding_router = APIRouter(tags=["Worker binding"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tampu.api.error_docs import V4_ERROR_SCHEMA, error_responses
 from tampu.api.openai_parameters import (
     CHAT_PARAMETERS,
     COMPLETION_PARAMETERS,
@@ -12,6 +11,7 @@ from tampu.api.openai_parameters import (
     RESPONSES_PARAMETERS,
     request_schema,
 )
+from tampu.api.run_docs import V4_ERROR_SCHEMA, error_responses
 
 _INTEGER = {"type": "integer"}
 _TEXT = {"type": "string"}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from tampu.api.context import context_of
 from tampu.api.replies import json_reply
+from tampu.api.run_docs import ERROR_RESPONSES
 from tampu.serving.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"])
@@ -30,7 +31,12 @@ async def ready(request: Request) -> Response:
     return json_reply(body, status=200 if state.is_ready else 503)
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=PlainTextResponse,
+    responses={status: ERROR_RESPONSES[status] for status in (400, 401, 403)},
+)
 async def metrics(request: Request) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
     return Response(

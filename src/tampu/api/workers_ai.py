@@ -11,9 +11,9 @@ from starlette.responses import Response
 from tampu.api.account_path import check_account_id
 from tampu.api.body import parse_json, read_body
 from tampu.api.context import context_of, request_id_of
-from tampu.api.error_docs import ERROR_RESPONSES
 from tampu.api.native_run import NativeReply, check_model, run_native
 from tampu.api.replies import EventStream, json_reply
+from tampu.api.run_docs import ERROR_RESPONSES, RUN_ANSWER
 from tampu.api.run_schema import INPUT_SCHEMA
 
 _NOTE_CODE = 1000  # of remarks in the envelope's `messages`; the hosted service's own codes are not known
@@ -24,7 +24,7 @@ router = APIRouter(tags=["Workers AI"])
 @router.post(
     "/client/v4/accounts/{account_id}/ai/run/{model:path}",
     summary="Run a model",
-    responses=ERROR_RESPONSES,
+    responses={200: RUN_ANSWER, **ERROR_RESPONSES},
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": INPUT_SCHEMA}}}},
 )
 async def run(request: Request, account_id: str, model: str) -> Response:

@@ -1,4 +1,4 @@
-"""The error statuses that the OpenAPI document promises for routes that reach a model."""
+"""What the OpenAPI document promises of routes that run a model: error statuses, and answers of two kinds."""
 
 from __future__ import annotations
 
@@ -41,3 +41,11 @@ def error_responses(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
 
 
 ERROR_RESPONSES = error_responses(V4_ERROR_SCHEMA)
+
+RUN_ANSWER: dict[str, Any] = {
+    "description": "The answer; server-sent events with `stream: true`",
+    "content": {
+        "application/json": {"schema": {"type": "object"}},
+        "text/event-stream": {"schema": {"type": "string"}},
+    },
+}
