@@ -33,3 +33,11 @@ GOLDEN_MODELS: dict[str, ModelConfig] = {
 def golden_token_ids(config: ModelConfig) -> list[int]:
     """A fixed sequence that visits the whole vocabulary."""
     return [(7 * i * i + 13 * i + 5) % config.vocab_size for i in range(NUM_TOKENS)]
+
+
+# For the bundled model: a question in its own chat form, then ids from all over its vocabulary.
+BUNDLED_TOKEN_IDS = [
+    *(1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198),
+    *((i * 7919) % 49000 + 100 for i in range(48)),
+]
+NUM_TOP = 16

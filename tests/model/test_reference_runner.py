@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from checkpoints import LLAMA3_SPECIALS, TINY, TINY_256, random_weights, write_gguf, write_hf_folder
-from goldens.llama_models import GOLDEN_FILE, GOLDEN_MODELS, POSITIONS, SEED, golden_token_ids
+from goldens.llama_models import (
+    BUNDLED_TOKEN_IDS,
+    GOLDEN_FILE,
+    GOLDEN_MODELS,
+    NUM_TOP,
+    POSITIONS,
+    SEED,
+    golden_token_ids,
+)
 from tampu.core.config import EngineConfig
 from tampu.core.errors import AdapterError, ConfigError
 from tampu.core.request import Request
@@ -212,17 +220,27 @@ class TestLoad:
 
 
 @pytest.mark.bundled
-def test_bundled_model_answers(bundled_model: Path) -> None:
-    """Real weights, real words: the capital of France, in the model's own chat form."""
-    checkpoint = open_checkpoint(bundled_model)
-    spec = checkpoint.tokenizer_spec
-    ids = {token: i for i, token in enumerate(spec.tokens)}
-    words = "user Ċ What Ġis Ġthe Ġcapital Ġof ĠFrance ? <|im_end|> Ċ <|im_start|> ass istant Ċ"
-    prompt = [ids["<|im_start|>"], *(ids[word] for word in words.split(" "))]
-    runner = ReferenceRunner(checkpoint, ENGINE)
-    runner.load()
-    answer = [ids[word] for word in ["The", "Ġcapital", "Ġof", "ĠFrance", "Ġis", "ĠParis", "."]]
-    logits = runner.logits([*prompt, *answer])
-    assert logits[len(prompt) - 1 : -1].argmax(axis=-1).tolist() == answer
-    # The same through the paged cache, one token at a time.
-    assert generate(runner, request(prompt, GREEDY), 1, [3, 1])[0].token_id == answer[0]
+class TestBundledModel:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def runner(cls, bundled_model: Path) -> ReferenceRunner:
+        return open_runner(bundled_model, kv_cache_dtype="f32")
+
+    def test_likely_tokens_have_the_logits_of_transformers(self, runner: ReferenceRunner) -> None:
+        logits = runner.logits(BUNDLED_TOKEN_IDS)
+        with np.load(GOLDEN_FILE, allow_pickle=False) as goldens:
+            top, top_logits = goldens["bundled_top"], goldens["bundled_top_logits"]
+        assert top.shape == (len(BUNDLED_TOKEN_IDS), NUM_TOP)
+        assert np.abs(np.take_along_axis(logits, top, axis=-1) - top_logits).max() < 1e-3
+        assert np.array_equal(logits.argmax(axis=-1), top[:, 0])
+
+    def test_it_knows_the_capital_of_france(self, runner: ReferenceRunner, bundled_model: Path) -> None:
+        """Real weights, real words, in the model's own chat form."""
+        ids = {token: i for i, token in enumerate(open_checkpoint(bundled_model).tokenizer_spec.tokens)}
+        words = "<|im_start|> user Ċ What Ġis Ġthe Ġcapital Ġof ĠFrance ? <|im_end|> Ċ <|im_start|> ass istant Ċ"
+        prompt = [ids[word] for word in words.split(" ")]
+        answer = [ids[word] for word in ["The", "Ġcapital", "Ġof", "ĠFrance", "Ġis", "ĠParis", "."]]
+        logits = runner.logits([*prompt, *answer])
+        assert logits[len(prompt) - 1 : -1].argmax(axis=-1).tolist() == answer
+        # The same through the paged cache, one token at a time; a few, because each reads all the weights.
+        assert generate(runner, request(prompt[:4], GREEDY), 1, [3])[0].token_id == logits[3].argmax()

@@ -177,7 +177,7 @@ def _refuse_other_models(fields: _Fields) -> None:
     if model_type != "llama" or (architectures is not None and architectures != ["LlamaForCausalLM"]):
         found = f"{architectures or model_type}"[:100]
         raise CheckpointError(fields.file, f"describes {found}; only LlamaForCausalLM is supported")
-    for name in ("attention_bias", "mlp_bias"):
+    for name in ("attention_bias", "mlp_bias", "rope_interleaved"):
         if fields.truth(name, False):
             raise CheckpointError(fields.file, f"{name} is true, which is not supported")
     if fields.text("hidden_act", "silu") != "silu":
