@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from contextvars import ContextVar
+from dataclasses import replace
 
 from tampu.core.chat import ToolCall
 from tampu.core.errors import ContextLengthError
@@ -163,8 +164,9 @@ class MockGenerator:
 
 
 def _call_event(call: ToolCall, call_index: int, index: int) -> ToolCallDelta:
+    made = replace(call, call_id=f"mock-call-{call_index}")
     arguments = json.dumps(call.arguments, ensure_ascii=False)
-    return ToolCallDelta(call_index, f"mock-call-{call_index}", call.name, arguments, call, index)
+    return ToolCallDelta(call_index, made.call_id, made.name, arguments, made, index)
 
 
 def _usage(num_prompt_tokens: int, num_tokens: int, index: int) -> Usage:
