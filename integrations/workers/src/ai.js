@@ -51,8 +51,35 @@ export function httpFetcher({ url = DEFAULT_URL, token, fetch: send = globalThis
   };
 }
 
-function isStreamingInput(value) {
-  return typeof value === "object" && value !== null && "body" in value && "contentType" in value;
+function isStreamInput(value) {
+  return typeof value === "object" && value !== null && "body" in value;
+}
+
+/** The request for these inputs: JSON, or the one stream among them as the raw body and the rest in the query. */
+function encode(inputs, options) {
+  const streams = Object.entries(inputs ?? {}).filter(([, value]) => isStreamInput(value));
+  if (streams.length === 0) {
+    const path = options.gateway?.id ? "/ai-gateway/run?version=3" : "/run?version=3";
+    return { path, body: JSON.stringify({ inputs, options }), contentType: "application/json" };
+  }
+  const [[key, { body, contentType }]] = streams;
+  if (streams.length > 1) {
+    throw new AiInternalError("Only one input may be a stream.");
+  }
+  if (!contentType) {
+    throw new AiInternalError(`Input ${JSON.stringify(key)} is a stream and needs a contentType.`);
+  }
+  if (options.gateway) {
+    throw new AiInternalError("A gateway cannot be used with a stream as input.");
+  }
+  const rest = Object.fromEntries(Object.entries(inputs).filter(([name]) => name !== key));
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(options)) {
+    query.set(name, String(value));
+  }
+  query.set("version", "3");
+  query.set("userInputs", JSON.stringify(rest));
+  return { path: `/run?${query}`, body, contentType };
 }
 
 async function upstreamError(response, ai) {
@@ -87,22 +114,20 @@ export class Ai {
   }
 
   async run(model, inputs, options = {}) {
-    if (Object.values(inputs ?? {}).some(isStreamingInput)) {
-      throw new AiInternalError("Binary inputs are not supported: the model behind this binding reads text only.");
-    }
     if (options.websocket) {
       throw new AiInternalError("options.websocket is not supported: use stream: true.");
     }
     const sent = Object.fromEntries(Object.entries(options).filter(([key]) => !LOCAL_OPTIONS.has(key)));
-    const path = options.gateway?.id ? "/ai-gateway/run?version=3" : "/run?version=3";
-    const response = await this.#fetcher.fetch(`${ORIGIN}${path}`, {
+    const { path, body, contentType } = encode(inputs, sent);
+    const response = await this.#fetcher.fetch(ORIGIN + path, {
       method: "POST",
-      body: JSON.stringify({ inputs, options: sent }),
+      body,
       signal: options.signal,
+      ...(body instanceof ReadableStream ? { duplex: "half" } : {}),
       headers: {
         ...options.sessionOptions?.extraHeaders,
         ...options.extraHeaders,
-        "content-type": "application/json",
+        "content-type": contentType,
         "cf-consn-sdk-version": "2.0.0",
         "cf-consn-model-id": options.prefix ? `${options.prefix}:${model}` : model,
       },

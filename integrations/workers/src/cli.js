@@ -28,11 +28,13 @@ async function loadWrangler(folder) {
     throw new Error(`Wrangler is not installed in ${folder}: run npm install --save-dev wrangler`);
   }
   const wrangler = await import(pathToFileURL(entry).href);
-  const read = wrangler.experimental_readRawConfig ?? wrangler.default?.experimental_readRawConfig;
-  if (read === undefined) {
-    throw new Error("This Wrangler is too old to read its own configuration for us: use version 4.36 or newer.");
+  const readRawConfig = wrangler.experimental_readRawConfig ?? wrangler.default?.experimental_readRawConfig;
+  const { version } = require("wrangler/package.json");
+  const [major, minor] = version.split(".").map(Number);
+  if (readRawConfig === undefined || major < 4 || (major === 4 && minor < 36)) {
+    throw new Error(`Wrangler ${version} cannot load a plugin for a binding: use 4.36 or newer.`);
   }
-  return read;
+  return { readRawConfig, version };
 }
 
 async function writeLocal(args) {
@@ -42,7 +44,7 @@ async function writeLocal(args) {
     options: { out: { type: "string" }, url: { type: "string", default: "http://127.0.0.1:8900" } },
   });
   const folder = positionals[0] ? path.dirname(path.resolve(positionals[0])) : process.cwd();
-  const readRawConfig = await loadWrangler(folder);
+  const { readRawConfig, version } = await loadWrangler(folder);
   const { rawConfig, configPath } = readRawConfig(positionals[0] ? { config: path.resolve(positionals[0]) } : {});
   if (configPath === undefined) {
     throw new Error("No Wrangler configuration found: name the file, as in tampu-workers local wrangler.jsonc");
@@ -51,7 +53,7 @@ async function writeLocal(args) {
   if (path.dirname(out) !== path.dirname(path.resolve(configPath))) {
     throw new Error(`--out must be in the folder of ${configPath}, because the paths in it are relative to that folder.`);
   }
-  const local = localConfig(rawConfig, { url: values.url });
+  const local = localConfig(rawConfig, { url: values.url, wranglerVersion: version });
   const header = `// Written by tampu-workers from ${path.basename(configPath)}; do not edit, run it again.\n`;
   await writeFile(out, header + JSON.stringify(local, null, 2) + "\n");
   console.log(`Wrote ${path.relative(process.cwd(), out) || out}: plugin ${PLUGIN_NAME}, server ${values.url}`);

@@ -2,32 +2,39 @@
 
 import { PLUGIN_NAME } from "./index.js";
 
-const PACKAGE = "tampu-workers";
+const PLUGIN = { package: "tampu-workers", name: PLUGIN_NAME };
 
-/** The binding `name` as a service that Miniflare's plugin answers. */
-export function localBinding(name, { url }) {
-  return {
-    binding: name,
-    service: "tampu",
-    dev: { plugin: { package: PACKAGE, name: PLUGIN_NAME }, options: { url } },
-  };
+/** Since this version a service binding may name a plugin; before it, only an "unsafe" binding may. */
+const SERVICE_PLUGINS_SINCE = [4, 108];
+
+function namesPluginInServices(version) {
+  const [major, minor] = version.split(".").map(Number);
+  const [sinceMajor, sinceMinor] = SERVICE_PLUGINS_SINCE;
+  return major > sinceMajor || (major === sinceMajor && minor >= sinceMinor);
 }
 
-function replaceAi({ ai, ...section }, server) {
-  return { ...section, services: [...(section.services ?? []), localBinding(ai.binding, server)] };
+function replaceAi({ ai, ...section }, { url, wranglerVersion }) {
+  const dev = { plugin: PLUGIN, options: { url } };
+  if (namesPluginInServices(wranglerVersion)) {
+    return { ...section, services: [...(section.services ?? []), { binding: ai.binding, service: "tampu", dev }] };
+  }
+  const bindings = [...(section.unsafe?.bindings ?? []), { name: ai.binding, type: "tampu", dev }];
+  return { ...section, unsafe: { ...section.unsafe, bindings } };
 }
 
-/** `config` with every `ai` section (top level and environments) replaced; throws if there is none. */
-export function localConfig(config, server) {
+/**
+ * `config` with every `ai` section (top level and environments) answered by the server at `url`.
+ * Throws if there is none.
+ */
+export function localConfig(config, { url, wranglerVersion }) {
   const environments = Object.entries(config.env ?? {});
   if (config.ai === undefined && environments.every(([, section]) => section.ai === undefined)) {
     throw new Error('The configuration has no AI binding: add "ai": { "binding": "AI" } to it first.');
   }
-  const local = config.ai === undefined ? { ...config } : replaceAi(config, server);
-  if (environments.length > 0) {
-    local.env = Object.fromEntries(
-      environments.map(([name, section]) => [name, section.ai === undefined ? section : replaceAi(section, server)]),
-    );
+  const replace = (section) => (section.ai === undefined ? section : replaceAi(section, { url, wranglerVersion }));
+  const local = replace(config);
+  if (environments.length === 0) {
+    return local;
   }
-  return local;
+  return { ...local, env: Object.fromEntries(environments.map(([name, section]) => [name, replace(section)])) };
 }
