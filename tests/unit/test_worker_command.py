@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from typer.testing import CliRunner
 
 from tampu.cli.worker import DEFAULT_ADDRESS, SETUPS, snippet, worker
 from tampu.core.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 app = typer.Typer()
 app.command()(worker)
@@ -43,3 +46,20 @@ def test_an_unknown_set_up_is_refused_with_the_known_ones() -> None:
     result = CliRunner().invoke(app, ["deno"])
     assert isinstance(result.exception, ConfigError)
     assert "'deno' is not one of workerd, miniflare, wrangler, vitest" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_the_documentation_shows_the_file_that_is_printed(name: str) -> None:
+    page = (REPOSITORY / "docs" / "workers.md").read_text(encoding="utf-8")
+    shown = re.search(rf"<!-- snippet: {name} -->\n```\w+\n(.*?)```", page, re.DOTALL)
+    assert shown is not None
+    assert shown[1] == snippet(name)
+
+
+@pytest.mark.parametrize(("name", "language"), [("workerd", "capnp"), ("vitest", "ts"), ("miniflare", "js")])
+def test_the_excerpt_in_a_guide_is_part_of_the_printed_file(name: str, language: str) -> None:
+    guide = (REPOSITORY / "integrations" / "workers" / "guides" / f"{name}.md").read_text(encoding="utf-8")
+    excerpt = re.search(rf"```{language}\n(.*?)```", guide, re.DOTALL)
+    assert excerpt is not None
+    printed = {line.strip() for line in snippet(name).splitlines()}
+    assert {line.strip() for line in excerpt[1].splitlines()} <= printed
