@@ -25,7 +25,7 @@ struct TileOutput {
   bool add;
 };
 
-// Packed weights to fetch while the multiplication runs, a few cache lines per group of K.
+// Packed weights to fetch while others are widened and multiplied, a few cache lines per group of K.
 struct Ahead {
   const uint8_t* next;
   const uint8_t* end;
@@ -36,6 +36,9 @@ struct Ahead {
 };
 
 constexpr int kMaxRowsPerBlock = 512;
+// With few rows, short blocks of K let the next block's memory reads run under this block's arithmetic.
+constexpr int kFewRows = 16, kGroupsPerSmallBlock = 8;
+static_assert(kGroupsPerBlock % kGroupsPerSmallBlock == 0);
 
 // A row block's activations stay in the second-level cache while every panel passes over them.
 inline int rows_per_block(size_t bytes_per_row) {
@@ -55,14 +58,16 @@ inline void for_row_tiles(int num_rows, int tallest, const Tile& tile) {
   }
 }
 
-// expand(panel, begin, count) widens units [begin, begin + count) of K; multiply adds a row tile to the sums and
-// touches the cache lines of `ahead` on its way: the packed weights that will be widened next.
+// expand(panel, begin, count) widens units [begin, begin + count) of K; multiply(begin, count, ...) adds a row tile's
+// products to the sums, `begin` counted within the activations' stored block, and touches the cache lines of `ahead` on
+// its way: the packed weights that will be widened next.
 template <class Expand, class Multiply>
-inline void for_blocks(const MatmulJob& job, int num_units, int units_per_block, int tallest, const Expand& expand,
-                       const Multiply& multiply) {
+inline void for_blocks(const MatmulJob& job, int num_units, int units_per_block, int units_per_stored, int tallest,
+                       const Expand& expand, const Multiply& multiply) {
   alignas(64) float partial[kMaxRowsPerBlock][kPanel];
   const int num_blocks = (num_units + units_per_block - 1) / units_per_block;
-  const int block_rows = rows_per_block(job.activations.row_stride * size_t(num_blocks));
+  const int stored_blocks = (num_units + units_per_stored - 1) / units_per_stored;
+  const int block_rows = rows_per_block(job.activations.row_stride * size_t(stored_blocks));
   const uint8_t* const end_of_part = job.panels + size_t(job.panel_end) * job.panel_bytes;
   for (int row_begin = 0; row_begin < job.num_rows; row_begin += block_rows) {
     const int rows = job.num_rows - row_begin < block_rows ? job.num_rows - row_begin : block_rows;
@@ -74,13 +79,14 @@ inline void for_blocks(const MatmulJob& job, int num_units, int units_per_block,
         const int count = num_units - begin < units_per_block ? num_units - begin : units_per_block;
         expand(panel, begin, count);
         const size_t widened = job.panel_bytes * size_t(begin + count) / size_t(num_units);
-        Ahead ahead{panel + widened, end_of_part};
+        const uint8_t* fetch_end = panel + widened + job.panel_bytes * size_t(count) / size_t(num_units);
+        Ahead ahead{panel + widened, fetch_end < end_of_part ? fetch_end : end_of_part};
         for_row_tiles(rows, tallest, [&](int row, int height) {
           const TileOutput output{partial + row, b == 0, b + 1 == num_blocks,
                                   job.y + (row_begin + row) * job.ldy + p * kPanel, job.ldy, columns, job.add};
-          const uint8_t* a = job.activations.data + size_t(b) * job.activations.block_stride +
+          const uint8_t* a = job.activations.data + size_t(begin / units_per_stored) * job.activations.block_stride +
                              size_t(row_begin + row) * job.activations.row_stride;
-          multiply(count, a, height, output, ahead);
+          multiply(begin % units_per_stored, count, a, height, output, ahead);
         });
       }
     }
@@ -93,10 +99,11 @@ void matmul_int8(const MatmulJob& job) {
   const GroupKind kind = group_kind(job.qtype);
   const size_t lines = block_layout(job.qtype).packed_bytes() / size_t(block_layout(job.qtype).k / kGroup) / 64;
   for_blocks(
-      job, job.k / kGroup, kGroupsPerBlock, Set::kInt8Rows,
+      job, job.k / kGroup, job.num_rows <= kFewRows ? kGroupsPerSmallBlock : kGroupsPerBlock, kGroupsPerBlock, Set::kInt8Rows,
       [&](const uint8_t* panel, int begin, int count) { expand_groups<Set>(job.qtype, panel, begin, count, groups); },
-      [&](int count, const uint8_t* a, int height, const TileOutput& output, Ahead& ahead) {
+      [&](int begin, int count, const uint8_t* a, int height, const TileOutput& output, Ahead& ahead) {
         ahead.lines_per_group = static_cast<int>(lines) + 1;
+        a += size_t(begin) * (job.precision == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record));
         Set::int8_tile(kind, job.precision, height, groups, count, a, job.activations.row_stride, output, ahead);
       });
 }
@@ -107,7 +114,7 @@ void matmul_f32(const MatmulJob& job) {
   WeightGroup groups[kValuesPerBlock / kGroup];
   const bool quantized = is_quantized(job.qtype);
   for_blocks(
-      job, job.k, kValuesPerBlock, Set::kFloatRows,
+      job, job.k, kValuesPerBlock, kValuesPerBlock, Set::kFloatRows,
       [&](const uint8_t* panel, int begin, int count) {
         if (!quantized) {
           expand_floats<Set>(job.qtype, panel, begin, count, weights);
@@ -116,7 +123,7 @@ void matmul_f32(const MatmulJob& job) {
         expand_groups<Set>(job.qtype, panel, begin / kGroup, count / kGroup, groups);
         for (int g = 0; g < count / kGroup; ++g) group_to_float(group_kind(job.qtype), groups[g], weights + g * kGroup);
       },
-      [&](int count, const uint8_t* a, int height, const TileOutput& output, Ahead&) {
+      [&](int, int count, const uint8_t* a, int height, const TileOutput& output, Ahead&) {
         Set::float_tile(height, weights, count, a, job.activations.row_stride, output);
       });
 }
