@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from checkpoints import TINY, random_weights, write_gguf
-from tampu.core.config import EngineConfig
+from tampu import _native
+from tampu.core.config import CpuRunnerConfig, EngineConfig
 from tampu.core.request import Request
 from tampu.core.sampling_params import SamplingParams
 from tampu.core.step import TokenLogprobs
 from tampu.engine.runner_protocol import ModelRunner
 from tampu.model.checkpoint import Checkpoint, open_checkpoint
+from tampu.runner.cpu import CpuRunner
 from tampu.runner.reference import ReferenceRunner
 from tampu.scheduler.scheduler import Scheduler
 
@@ -94,6 +98,11 @@ def random_requests(seed: int, count: int, *, vocab_size: int, max_prompt: int, 
     return requests
 
 
+def twins(requests: Sequence[Request]) -> list[Request]:
+    """The same requests under other ids: a runner may keep state by id until it hears that the request is finished."""
+    return [Request("twin " + r.request_id, r.prompt_token_ids, r.sampling_params, r.seed) for r in requests]
+
+
 def in_waves(requests: Sequence[Request], seed: int) -> list[list[Request]]:
     """The same requests in another order, arriving in random crowds."""
     rng = random.Random(seed)
@@ -114,27 +123,56 @@ def one_by_one(runner: ModelRunner, config: EngineConfig, requests: Sequence[Req
     return answers
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A runner and the weights it runs on."""
+
+    name: str
+    qtype: str
+    cpu: CpuRunnerConfig | None = None  # None = the reference
+
+    num_requests: int = 10
+
+
+KINDS = [
+    Kind("reference", "F32"),
+    Kind("int8", "Q4_1", CpuRunnerConfig(num_threads=2), num_requests=33),
+    *(Kind(f"int8 {isa}", "Q4_1", CpuRunnerConfig(isa=isa, num_threads=2)) for isa in _native.available_isas()[:-1]),
+    Kind("int8 embeddings", "Q8_0", CpuRunnerConfig(num_threads=2)),
+    Kind("f32 weights", "F32", CpuRunnerConfig(num_threads=2)),
+    Kind("f32 activations", "Q4_0", CpuRunnerConfig(activations="f32", num_threads=2)),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    assert isinstance(request.param, Kind)
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
-    path = write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", TINY, random_weights(TINY), qtype="F32")
+def tiny(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+    path = write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", TINY, random_weights(TINY), qtype=kind.qtype)
     checkpoint = open_checkpoint(path)
     yield checkpoint
     checkpoint.close()
 
 
 @pytest.fixture(scope="module")
-def make_runner(tiny: Checkpoint) -> MakeRunner:
-    def make(config: EngineConfig) -> ModelRunner:
-        runner = ReferenceRunner(tiny, config)
-        runner.load()
-        return runner
+def make_runner(kind: Kind, tiny: Checkpoint) -> MakeRunner:
+    return partial(loaded, tiny, kind.cpu)
 
-    return make
+
+def loaded(checkpoint: Checkpoint, cpu: CpuRunnerConfig | None, config: EngineConfig) -> ModelRunner:
+    runner: ModelRunner
+    runner = ReferenceRunner(checkpoint, config) if cpu is None else CpuRunner(checkpoint, config, cpu)
+    runner.load()
+    return runner
 
 
 @pytest.fixture(scope="module")
-def requests() -> list[Request]:
-    return random_requests(1, 18, vocab_size=TINY.vocab_size, max_prompt=60, max_tokens=30)
+def requests(kind: Kind) -> list[Request]:
+    return random_requests(2, kind.num_requests, vocab_size=TINY.vocab_size, max_prompt=60, max_tokens=30)
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +205,9 @@ def test_among_others_with_any_budget(
 def test_with_a_warm_prefix_cache(make_runner: MakeRunner, requests: list[Request], alone: Answers) -> None:
     config = EngineConfig(max_num_seqs=4, max_num_batched_tokens=128)
     runner = make_runner(config)
-    twins = [Request("twin " + r.request_id, r.prompt_token_ids, r.sampling_params, r.seed) for r in requests]
-    served = serve(runner, config, [requests, *[[]] * 40, twins])
+    served = serve(runner, config, [requests, *[[]] * 40, twins(requests)])
     runner.close()
-    assert served.num_prefix_hits > 200
+    assert served.num_prefix_hits > 100
     assert_equal(served.answers, alone)
     assert_equal(served.answers, {"twin " + name: answer for name, answer in alone.items()})
 
@@ -178,7 +215,7 @@ def test_with_a_warm_prefix_cache(make_runner: MakeRunner, requests: list[Reques
 def test_with_too_few_blocks(make_runner: MakeRunner, requests: list[Request], alone: Answers) -> None:
     config = EngineConfig(max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=False)
     runner = make_runner(config)
-    served = serve(runner, config, in_waves(requests, seed=3), num_blocks=6)
+    served = serve(runner, config, in_waves(requests, seed=1), num_blocks=6)
     runner.close()
     assert served.num_preemptions > 0
     assert_equal(served.answers, alone)
@@ -189,5 +226,29 @@ def test_with_forced_preemption(make_runner: MakeRunner, requests: list[Request]
     runner = make_runner(config)
     served = serve(runner, config, in_waves(requests, seed=4), preempt_every=3)
     runner.close()
-    assert served.num_preemptions > 10
+    assert served.num_preemptions > 5
     assert_equal(served.answers, alone)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_with_other_numbers_of_threads(
+    kind: Kind, tiny: Checkpoint, requests: list[Request], alone: Answers, num_threads: int
+) -> None:
+    cpu = None if kind.cpu is None else replace(kind.cpu, num_threads=num_threads)  # the reference has one thread
+    config = EngineConfig(max_num_seqs=32, max_num_batched_tokens=256)
+    runner = loaded(tiny, cpu, config)
+    served = serve(runner, config, in_waves(requests, seed=num_threads))
+    runner.close()
+    assert_equal(served.answers, alone)
+
+
+@pytest.mark.bundled
+def test_the_bundled_model_alone_and_among_others(bundled_model: Path) -> None:
+    checkpoint = open_checkpoint(bundled_model)
+    requests = random_requests(3, 33, vocab_size=40_000, max_prompt=30, max_tokens=5)
+    config = EngineConfig(max_num_seqs=33, max_num_batched_tokens=200, kv_cache_bytes=64 << 20)
+    runner = loaded(checkpoint, CpuRunnerConfig(), config)
+    checkpoint.close()
+    expected = {"twin " + name: answer for name, answer in one_by_one(runner, config, requests).items()}
+    assert_equal(serve(runner, config, in_waves(twins(requests), seed=1), preempt_every=4).answers, expected)
+    runner.close()
