@@ -6,6 +6,7 @@ the chunk that has the finish reason (the last one of several), no chunk without
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -58,7 +59,8 @@ def total_usage(answers: Iterable[Answer | Finished]) -> Usage:
 
 def call_body(call: ToolCall) -> dict[str, Any]:
     """A complete call as OpenAI clients read it: the arguments are text."""
-    function = {"name": call.name, "arguments": orjson.dumps(call.arguments).decode()}
+    # spelled as in a stream, so that both ways give the same text
+    function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
     return {"id": call.call_id or new_call_id(), "type": "function", "function": function}
 
 
