@@ -96,7 +96,7 @@ async def test_the_catalogue_ends_asynchronously(async_client: cloudflare.AsyncC
 
 def test_the_schema(client: cloudflare.Cloudflare) -> None:
     schema: Any = client.ai.models.schema.get(account_id=ACCOUNT, model=MODEL)
-    assert [branch["title"] for branch in schema.input["oneOf"]] == ["Prompt", "Messages"]
+    assert [branch["title"] for branch in schema.to_dict()["input"]["oneOf"]] == ["Prompt", "Messages"]
 
 
 def test_errors(client: cloudflare.Cloudflare) -> None:
