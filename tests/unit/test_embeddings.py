@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import threading
 from collections.abc import AsyncIterator, Sequence
 
@@ -12,9 +11,15 @@ import numpy.typing as npt
 import pytest
 
 from tampu.core.errors import EngineDeadError, InvalidRequestError, OverloadedError
-from tampu.serving.embeddings import Embeddings
+from tampu.serving.embedder import EmbeddingCard, Embeddings
+from tampu.serving.embeddings import EmbeddingService
 
 WAIT_S = 20.0
+CARD = EmbeddingCard(weights_name="fake", dimensions=2, max_tokens=512)
+
+
+def as_lists(result: Embeddings) -> list[list[float]]:
+    return [np.frombuffer(vector, "<f4").tolist() for vector in result.vectors]
 
 
 class LengthTokenizer:
@@ -54,15 +59,15 @@ def encoder() -> SumEncoder:
 
 
 @pytest.fixture
-async def service(encoder: SumEncoder) -> AsyncIterator[Embeddings]:
-    service = Embeddings(LengthTokenizer(), encoder, name="fake", max_waiting=4, max_texts=10)
+async def service(encoder: SumEncoder) -> AsyncIterator[EmbeddingService]:
+    service = EmbeddingService(CARD, LengthTokenizer(), encoder, max_waiting=4, max_texts=10)
     yield service
     encoder.gate.set()
     await asyncio.to_thread(service.close)
     assert encoder.is_closed
 
 
-async def hold(service: Embeddings, encoder: SumEncoder) -> asyncio.Task[object]:
+async def hold(service: EmbeddingService, encoder: SumEncoder) -> asyncio.Task[object]:
     """Occupy the worker until the gate opens."""
     encoder.gate.clear()
     encoder.entered.clear()
@@ -71,17 +76,14 @@ async def hold(service: Embeddings, encoder: SumEncoder) -> asyncio.Task[object]
     return task
 
 
-async def test_vectors_in_order_with_their_token_count(service: Embeddings) -> None:
+async def test_vectors_in_order_with_their_token_count(service: EmbeddingService) -> None:
     result = await service.embed(["ab", "", "c"])
-    assert result.as_lists() == [[195.0, 2.0], [0.0, 0.0], [99.0, 1.0]]
-    assert result.num_tokens == 3
-    assert result.shape == (3, 2)
-    assert service.dimensions == 2
-    assert [np.frombuffer(base64.b64decode(t), "<f4").tolist() for t in result.as_base64()] == result.as_lists()
+    assert as_lists(result) == [[195.0, 2.0], [0.0, 0.0], [99.0, 1.0]]
+    assert result.prompt_tokens == 3
 
 
 async def test_waiting_requests_are_served_in_one_batch_each_with_its_own(
-    service: Embeddings, encoder: SumEncoder
+    service: EmbeddingService, encoder: SumEncoder
 ) -> None:
     holding = await hold(service, encoder)
     tasks = [asyncio.create_task(service.embed([text, text])) for text in ("a", "bb", "ccc")]
@@ -89,31 +91,31 @@ async def test_waiting_requests_are_served_in_one_batch_each_with_its_own(
     encoder.gate.set()
     results = await asyncio.gather(*tasks)
     await holding
-    assert [r.as_lists() for r in results] == [[[97, 1]] * 2, [[196, 2]] * 2, [[297, 3]] * 2]
-    assert [r.num_tokens for r in results] == [2, 4, 6]
+    assert [as_lists(r) for r in results] == [[[97, 1]] * 2, [[196, 2]] * 2, [[297, 3]] * 2]
+    assert [r.prompt_tokens for r in results] == [2, 4, 6]
     assert encoder.batches == [1, 6]
 
 
-async def test_one_bad_request_does_not_take_others_with_it(service: Embeddings, encoder: SumEncoder) -> None:
+async def test_one_bad_request_does_not_take_others_with_it(service: EmbeddingService, encoder: SumEncoder) -> None:
     holding = await hold(service, encoder)
     good, bad = asyncio.create_task(service.embed(["a"])), asyncio.create_task(service.embed(["bad"]))
     await asyncio.sleep(0)
     encoder.gate.set()
     with pytest.raises(EngineDeadError, match="bad text"):
         await bad
-    assert (await good).as_lists() == [[97, 1]]
+    assert as_lists(await good) == [[97, 1]]
     await holding
-    assert (await service.embed(["b"])).as_lists() == [[98, 1]]
+    assert as_lists(await service.embed(["b"])) == [[98, 1]]
 
 
-async def test_refusals(service: Embeddings) -> None:
+async def test_refusals(service: EmbeddingService) -> None:
     with pytest.raises(InvalidRequestError, match="no texts"):
         await service.embed([])
     with pytest.raises(InvalidRequestError, match="at most 10"):
         await service.embed(["a"] * 11)
 
 
-async def test_overload(service: Embeddings, encoder: SumEncoder) -> None:
+async def test_overload(service: EmbeddingService, encoder: SumEncoder) -> None:
     holding = await hold(service, encoder)
     tasks = [asyncio.create_task(service.embed(["a"])) for _ in range(4)]
     await asyncio.sleep(0)
@@ -123,7 +125,7 @@ async def test_overload(service: Embeddings, encoder: SumEncoder) -> None:
     await asyncio.gather(holding, *tasks)
 
 
-async def test_a_caller_that_left_is_not_served(service: Embeddings, encoder: SumEncoder) -> None:
+async def test_a_caller_that_left_is_not_served(service: EmbeddingService, encoder: SumEncoder) -> None:
     holding = await hold(service, encoder)
     gone = asyncio.create_task(service.embed(["gone"] * 3))
     await asyncio.sleep(0)
@@ -136,7 +138,7 @@ async def test_a_caller_that_left_is_not_served(service: Embeddings, encoder: Su
     assert encoder.batches == [1, 1]
 
 
-async def test_close_answers_everyone(service: Embeddings, encoder: SumEncoder) -> None:
+async def test_close_answers_everyone(service: EmbeddingService, encoder: SumEncoder) -> None:
     holding = await hold(service, encoder)
     waiting = asyncio.create_task(service.embed(["a"]))
     await asyncio.sleep(0)

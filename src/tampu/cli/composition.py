@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tampu.engine.engine import Engine
     from tampu.engine.runner_protocol import ModelRunner
     from tampu.model.checkpoint import Checkpoint
+    from tampu.serving.embeddings import EmbeddingService
     from tampu.serving.generator import Generator
     from tampu.serving.metrics import Metrics
     from tampu.serving.model_card import ModelCard
@@ -85,6 +86,37 @@ def build_runner(settings: EngineSettings, checkpoint: Checkpoint) -> ModelRunne
 
         return ReferenceRunner(checkpoint, settings.engine)
     raise ConfigError("runner", f"{settings.runner!r} is not one of cpu, reference")
+
+
+def load_embeddings(path: str | None, settings: EngineSettings) -> EmbeddingService | None:
+    """The embedding model in the named folder, or the bundled one; None when that is not installed."""
+    from tampu.model.bert import open_bert
+    from tampu.model.bundled import bundled_embedding_path
+    from tampu.runner.bert import BertEncoder
+    from tampu.serving.embedder import EmbeddingCard
+    from tampu.serving.embeddings import EmbeddingService
+    from tampu.text.wordpiece import load_wordpiece
+
+    folder = Path(path) if path is not None else bundled_embedding_path()
+    if folder is None:
+        return None
+    checkpoint = open_bert(folder)
+    try:
+        pooling = checkpoint.pooling
+        tokenizer = load_wordpiece(checkpoint.tokenizer_spec, max_length=pooling.max_seq_length, prompt=pooling.prompt)
+        encoder = BertEncoder(checkpoint, num_threads=settings.cpu.num_threads, isa=settings.cpu.isa)
+    finally:
+        checkpoint.close()
+    card = EmbeddingCard(
+        weights_name="all-MiniLM-L6-v2" if path is None else checkpoint.name,
+        dimensions=encoder.dimensions,
+        max_tokens=pooling.max_seq_length,
+        file=str(folder),
+        num_parameters=checkpoint.num_parameters,
+        pooling=pooling.mode,
+        created_at=int(folder.stat().st_mtime),
+    )
+    return EmbeddingService(card, tokenizer, encoder)
 
 
 def runner_facts(runner: ModelRunner, settings: EngineSettings) -> RunnerFacts:

@@ -11,7 +11,7 @@ import typer
 
 from tampu.cli import options
 from tampu.cli.banner import BannerFacts, megabytes, parameter_count, print_banner
-from tampu.cli.composition import EngineSettings, load_model
+from tampu.cli.composition import EngineSettings, load_embeddings, load_model
 from tampu.cli.server_process import BuiltServer, bind, run_server
 from tampu.core.config import CpuRunnerConfig, EngineConfig
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tampu.api.auth import AccessPolicy
     from tampu.api.config import ServerConfig
     from tampu.cli.composition import LoadedModel
+    from tampu.serving.embedder import EmbeddingCard
+    from tampu.serving.embeddings import EmbeddingService
     from tampu.store.token_cache import TokenCache
 
 
@@ -35,28 +37,43 @@ def open_token_cache(data_dir: str | None, database_url: str | None) -> TokenCac
 
 
 def build_server(
-    settings: EngineSettings, server: ServerConfig, policy: AccessPolicy, tokens: TokenCache, started: float
+    settings: EngineSettings,
+    server: ServerConfig,
+    policy: AccessPolicy,
+    tokens: TokenCache,
+    embedding_model: str | None,
+    started: float,
 ) -> BuiltServer:
-    """Load the model and build the application over it."""
+    """Load the models and build the application over them."""
     from tampu.api.app import create_app
     from tampu.api.auth import AccessControl
     from tampu.serving.services import Services
 
     loaded = load_model(settings)
+    embeddings = None
     try:
+        embeddings = load_embeddings(embedding_model, settings)
         services = Services(
             generator=loaded.generator,
             model_card=loaded.card,
             engine=loaded.engine,
             metrics=loaded.metrics,
+            embeddings=embeddings,
             tokens=tokens,
         )
         app = create_app(services, server, access=AccessControl(policy, tokens))
-        facts = banner_facts(loaded, server, settings, time.perf_counter() - started)
+        card = embeddings.card if embeddings is not None else None
+        facts = banner_facts(loaded, card, server, time.perf_counter() - started)
     except BaseException:
-        loaded.close()
+        _close(loaded, embeddings)
         raise
-    return BuiltServer(app, facts, loaded.close)
+    return BuiltServer(app, facts, lambda: _close(loaded, embeddings))
+
+
+def _close(loaded: LoadedModel, embeddings: EmbeddingService | None) -> None:
+    if embeddings is not None:
+        embeddings.close()
+    loaded.close()
 
 
 def build_mock_server(script: Path | None, server: ServerConfig, policy: AccessPolicy) -> BuiltServer:
@@ -76,8 +93,10 @@ def build_mock_server(script: Path | None, server: ServerConfig, policy: AccessP
     return BuiltServer(app, BannerFacts("Tampu mock", rows, card.notices), lambda: None)
 
 
-def banner_facts(loaded: LoadedModel, server: ServerConfig, settings: EngineSettings, seconds: float) -> BannerFacts:
-    """What the banner says of a loaded model."""
+def banner_facts(
+    loaded: LoadedModel, embedding: EmbeddingCard | None, server: ServerConfig, seconds: float
+) -> BannerFacts:
+    """What the banner says of the loaded models."""
     card, facts = loaded.card, loaded.runner_facts
     notices = list(card.notices)
     if card.is_stand_in:
@@ -91,6 +110,7 @@ def banner_facts(loaded: LoadedModel, server: ServerConfig, settings: EngineSett
         ("context", f"{card.max_model_len:,} tokens a request (the model was made for {card.model_context_len:,})"),
         ("KV cache", f"{card.kv_capacity_tokens:,} tokens over all requests{facts.kv_cache}"),
         ("computes on", facts.device),
+        ("embeddings", f"{embedding.name}  answered by  {embedding.weights_name}" if embedding else "none"),
         ("mode", "strict (as the hosted service)" if server.is_strict else "default (superset of the hosted service)"),
         _address(server),
         ("ready in", f"{seconds:.2f} s, of which {loaded.load_seconds:.2f} s loading the model"),
@@ -105,6 +125,14 @@ def _address(server: ServerConfig) -> tuple[str, str]:
 
 def serve(
     model: options.ModelOption = None,
+    embedding_model: Annotated[
+        str | None,
+        typer.Option(
+            "--embedding-model",
+            envvar="TAMPU_EMBEDDING_MODEL",
+            help="Folder of a BERT-family encoder; default the bundled all-MiniLM-L6-v2.",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option("--host", envvar="TAMPU_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", "-p", envvar="TAMPU_PORT", min=0, max=65535, help="Port to listen on; 0 = any.")
@@ -221,7 +249,7 @@ def serve(
                     num_threads=threads, isa=isa, activations=activations, kv_cache_dtype=kv_cache_dtype
                 ),
             )
-            built = build_server(settings, server, policy, tokens, started)
+            built = build_server(settings, server, policy, tokens, embedding_model, started)
         print_banner(built.facts, Console())
         run_server(built, listener)
     finally:

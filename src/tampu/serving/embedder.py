@@ -40,8 +40,9 @@ class TextEmbedder(Protocol):
         """What is served."""
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """One vector per text, in order.
+        """One vector per text, in order. A text longer than `card.max_tokens` is cut, as sentence-transformers does.
 
         Raises:
-            ContextLengthError: for a text that is too long; never truncated.
+            InvalidRequestError: for no texts or too many of them.
+            OverloadedError: when too many callers wait.
         """

@@ -6,7 +6,6 @@ Knows neither how text becomes tokens nor how tokens become vectors; both are gi
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import queue
 import threading
@@ -18,15 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tampu.core.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from tampu.serving.embedder import EmbeddingCard, Embeddings
 
 _MAX_BATCH_TEXTS = 256  # of small requests that are served together; a larger one is served alone
 
 
 class TextEncoder(Protocol):
     """The vectors' side."""
-
-    @property
-    def dimensions(self) -> int: ...
 
     def encode(self, token_ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]: ...
 
@@ -40,47 +37,25 @@ class EmbeddingTokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingResult:
-    """One vector for each text, in order: (number of texts, dimensions). `num_tokens` counts what was computed."""
-
-    vectors: npt.NDArray[np.float32]
-    num_tokens: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(number of texts, dimensions)."""
-        return self.vectors.shape[0], self.vectors.shape[1]
-
-    def as_lists(self) -> list[list[float]]:
-        """Vectors as plain numbers."""
-        lists: list[list[float]] = self.vectors.tolist()
-        return lists
-
-    def as_base64(self) -> list[str]:
-        """Vectors as base64 of little-endian float32, as OpenAI's `encoding_format: base64` has them."""
-        return [base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii") for vector in self.vectors]
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
     texts: tuple[str, ...]
     loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[EmbeddingResult]
+    done: asyncio.Future[Embeddings]
 
 
-class Embeddings:
+class EmbeddingService:
     """The embedding service of one model. `embed` may be called from any event loop; `close` from any thread."""
 
     def __init__(
         self,
+        card: EmbeddingCard,
         tokenizer: EmbeddingTokenizer,
         encoder: TextEncoder,
         *,
-        name: str,
         max_waiting: int = 256,
         max_texts: int = 2048,
     ) -> None:
-        self.name = name
+        self.card = card
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._max_texts = max_texts
@@ -89,12 +64,7 @@ class Embeddings:
         self._thread = threading.Thread(target=self._run, name="tampu-embeddings", daemon=True)
         self._thread.start()
 
-    @property
-    def dimensions(self) -> int:
-        """Length of a vector."""
-        return self._encoder.dimensions
-
-    async def embed(self, texts: Sequence[str]) -> EmbeddingResult:
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Vectors of some texts; a text that is too long is cut, as sentence-transformers does.
 
         Raises InvalidRequestError for no or too many texts, OverloadedError when too many callers wait, and
@@ -170,7 +140,8 @@ class Embeddings:
         for job in jobs:
             end = begin + len(job.texts)
             num_tokens = sum(len(ids) for ids in token_ids[begin:end])
-            _settle(job, EmbeddingResult(vectors[begin:end], num_tokens))
+            rows = tuple(vector.astype("<f4").tobytes() for vector in vectors[begin:end])
+            _settle(job, Embeddings(rows, num_tokens))
             begin = end
 
     def _refuse_waiting(self) -> None:
@@ -183,13 +154,13 @@ class Embeddings:
                 _settle(job, EngineDeadError("The embedding service is closed."))
 
 
-def _settle(job: _Job, outcome: EmbeddingResult | EngineDeadError) -> None:
+def _settle(job: _Job, outcome: Embeddings | EngineDeadError) -> None:
     """Hand the outcome to the caller's event loop, if it is still there."""
 
     def set_outcome() -> None:
         if job.done.cancelled():
             return
-        if isinstance(outcome, EmbeddingResult):
+        if isinstance(outcome, Embeddings):
             job.done.set_result(outcome)
         else:
             job.done.set_exception(outcome)
