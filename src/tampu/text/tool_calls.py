@@ -61,7 +61,7 @@ class ToolCallParser:
         self._gap: list[str] = []  # blanks, separators and openers that belong to a call, if one follows
         self._tag = ""  # the beginning of a tag or a fence, also a part of the gap
         self._opened: set[str] = set()  # openers in the gap, by what closes them
-        self._open: set[str] = set()  # openers of calls already delivered, by what closes them
+        self._open: set[str] = set()  # openers of the call just delivered, by what closes them
         self._is_after_call = False  # only gap since the last call
         self._is_in_fence = False  # inside a fence that was delivered as text
         self._scanner: JsonScanner | None = None
@@ -103,6 +103,7 @@ class ToolCallParser:
     def _say(self, text: str) -> None:
         if text:
             self._is_after_call = False
+            self._open.clear()
             self._text.append(text)
 
     def _give_up(self) -> None:
@@ -154,7 +155,7 @@ class ToolCallParser:
             self._give_up()
             return position
         self._tag = ""
-        if tag in self._open:
+        if tag in self._open and not self._opened:
             self._close(tag)
             return position + 1
         self._gap.append(tag)
@@ -170,7 +171,7 @@ class ToolCallParser:
             self._tag = tag
         elif len(tag) == len(_FENCE) and char == "`":
             self._tag = tag
-            if _FENCE in self._open:
+            if _FENCE in self._open and not self._opened:
                 self._tag = ""
                 self._close(_FENCE)
             elif self._is_in_fence:
@@ -191,12 +192,9 @@ class ToolCallParser:
         return position + 1
 
     def _close(self, closer: str) -> None:
-        """The closing tag or fence of a delivered call: dropped, with the blanks and separators before it."""
+        """The closing tag or fence right after a delivered call: dropped, with the blanks and separators before it."""
         self._open.discard(closer)
-        if self._is_after_call and not self._opened:
-            self._gap.clear()
-        else:
-            self._give_up()
+        self._gap.clear()
 
     # --- inside JSON ----------------------------------------------------------------------------------------------
 
