@@ -51,10 +51,10 @@ class ContextLengthError(InvalidRequestError):
 
 
 class UnsupportedSchemaError(InvalidRequestError):
-    """A JSON schema uses a keyword that cannot be enforced."""
+    """A JSON schema uses a keyword that cannot be enforced. `path` is a JSON pointer into the schema."""
 
-    def __init__(self, *, keyword: str, path: str, message: str) -> None:
-        super().__init__("response_format", message)
+    def __init__(self, *, keyword: str, path: str, message: str, field: str = "response_format") -> None:
+        super().__init__(field, message)
         self.keyword = keyword
         self.path = path
 
