@@ -1,0 +1,214 @@
+"""Grammars for tool calls: forced ones, and ones that wait until the model begins a call.
+
+A call is written in the form of the model's template. Knows tools and tokens, no requests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tampu.core.chat import ToolSpec
+from tampu.core.errors import UnsupportedSchemaError
+from tampu.text.grammar import Grammar, GrammarCompiler, GrammarMatching, checked, dumped, styled
+from tampu.text.json_schema import NormalizedSchemas, Schema, refuse
+
+MAX_PARALLEL_CALLS = 16
+_MAX_HEAD_BYTES = 512  # of a call's beginning, up to the end of the tool's name
+
+
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """How a model family writes calls: `before` + JSON object + `after`, several joined by `between`.
+
+    After `marker` a call must follow; `marker_closes` says that `after` belongs to it.
+    """
+
+    arguments_key: str
+    before: str = ""
+    after: str = ""
+    between: str = "; "
+    marker: str = ""
+    marker_closes: bool = False
+
+
+CALL_FORMS = {
+    "llama3": CallForm("parameters", marker="<|python_tag|>"),
+    "chatml": CallForm("arguments", "<tool_call>\n", "\n</tool_call>", "\n", "<tool_call>", True),
+    "none": CallForm("arguments", between="\n"),
+}
+
+
+def forced_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: str, parallel: bool) -> Grammar:
+    """An answer that is one call to one of the tools (or one to sixteen calls, when `parallel`) and nothing else.
+
+    `kind` is the chat template's. Raises UnsupportedSchemaError with the path `/tools/INDEX/parameters/...`.
+    """
+    form = CALL_FORMS[kind]
+
+    def make() -> Grammar:
+        call = _joined(compiler.terminal(form.before), "json", compiler.terminal(form.after))
+        more = f"({compiler.terminal(form.between)} call){{0,{MAX_PARALLEL_CALLS - 1}}}" if parallel else ""
+        return compiler.from_lark(f"start: call {more}\ncall: {call}\njson: {_call_json(compiler, tools, form)}")
+
+    return compiler.cached(f"calls {kind} {parallel} {_tools_key(tools)}", make)
+
+
+def auto_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: str, parallel: bool) -> AutoCallGrammar:
+    """Free text, in which every call that begins must become a valid call to one of the tools.
+
+    Without `parallel` the answer ends after the first call. Raises UnsupportedSchemaError like `forced_calls`.
+    """
+    form = CALL_FORMS[kind]
+
+    def bare() -> Grammar:
+        return compiler.from_lark(f"start: {_call_json(compiler, tools, form)}")
+
+    def marked() -> Grammar:
+        call = _joined(compiler.terminal(form.after)) if form.marker_closes else ""
+        return compiler.from_lark(f"start: /[ \\n]?/ json {call}\njson: {_call_json(compiler, tools, form)}")
+
+    key = _tools_key(tools)
+    return AutoCallGrammar(
+        compiler=compiler,
+        bare=compiler.cached(f"call {kind} {key}", bare),
+        marked=compiler.cached(f"marked call {kind} {key}", marked) if form.marker else None,
+        marker=form.marker.encode(),
+        names=frozenset(json.dumps(tool.name, ensure_ascii=False).encode() for tool in tools),
+        may_repeat=parallel,
+    )
+
+
+def _tools_key(tools: Sequence[ToolSpec]) -> str:
+    return dumped([[tool.name, tool.parameters] for tool in tools], "/tools")
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _call_json(compiler: GrammarCompiler, tools: Sequence[ToolSpec], form: CallForm) -> str:
+    """A call's JSON object in the library's grammar. Its keys stand in the order that the template has."""
+    schemas = NormalizedSchemas(compiler.limits.schema)
+    branches: list[Schema] = []
+    try:
+        for index, tool in enumerate(tools):
+            path = f"/tools/{index}/parameters"
+            arguments = schemas.add(_object_schema(tool.parameters, path), path=path)
+            branches.append(_call_schema(tool.name, form.arguments_key, arguments))
+        root, definitions = checked(compiler, {"anyOf": branches}, schemas)
+    except UnsupportedSchemaError as error:
+        error.field = "tools"
+        raise
+    return f"%json {json.dumps(styled(root, definitions))}"
+
+
+def _object_schema(parameters: Any, path: str) -> Any:
+    """Arguments are an object, whatever the schema leaves out. Raises UnsupportedSchemaError when it says otherwise."""
+    if not parameters:
+        return {"type": "object", "additionalProperties": False}
+    if not isinstance(parameters, dict) or "type" not in parameters:
+        return {**parameters, "type": "object"} if isinstance(parameters, dict) else parameters
+    declared = parameters["type"]
+    if declared != "object" and not (isinstance(declared, list) and "object" in declared):
+        refuse("type", path, "the parameters of a tool are an object")
+    return {**parameters, "type": "object"}
+
+
+def _call_schema(name: str, arguments_key: str, arguments: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, arguments_key: arguments},
+        "required": ["name", arguments_key],
+        "additionalProperties": False,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class AutoCallGrammar:
+    """What `auto_calls` compiles: makes a constraint for each request."""
+
+    compiler: GrammarCompiler
+    bare: Grammar  # a call's JSON object
+    marked: Grammar | None  # what follows the marker
+    marker: bytes
+    names: frozenset[bytes]  # as JSON strings
+    may_repeat: bool
+
+    def new_constraint(self) -> AutoCallConstraint:
+        """A fresh constraint, for one request."""
+        return AutoCallConstraint(self)
+
+
+# The beginning of a call, up to the end of the tool's name. Bytes, since tokens may cut characters.
+_HEAD = re.compile(rb'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*("[^"\\]*")\Z')
+
+
+class AutoCallConstraint:
+    """Allows everything until the answer begins a call, then only what completes a valid one: a `TokenConstraint`.
+
+    A call begins with the marker that the model family has for it, or with an object whose first key is `name` (after
+    an optional `"type": "function"`) and has the name of a tool. Nothing is constrained before that: an answer that is
+    JSON of another kind stays free.
+    """
+
+    def __init__(self, grammar: AutoCallGrammar) -> None:
+        self._grammar = grammar
+        self._head: bytearray | None = None  # the latest object's text so far, while it may begin a call
+        self._tail = b""  # the last bytes, in which the marker is looked for
+        self._matching: GrammarMatching | None = None
+        self._has_ended = False
+
+    def next_mask(self) -> bytes | None:
+        """See TokenConstraint."""
+        if self._has_ended:
+            return self._grammar.compiler.end_mask
+        return self._matching.next_mask() if self._matching is not None else None
+
+    def accept(self, token_id: int) -> None:
+        """See TokenConstraint."""
+        if self._matching is not None:
+            self._matching.accept(token_id)
+            if self._matching.is_complete:
+                self._matching = None
+                self._has_ended = not self._grammar.may_repeat
+            return
+        tokenizer = self._grammar.compiler.tokenizer
+        data = tokenizer.token_bytes(token_id) or (tokenizer.special_name(token_id) or "").encode()
+        for position, byte in enumerate(data):
+            begun = self._begins_call(byte)
+            if begun is not None and self._start(*begun, data[position + 1 :]):
+                return
+
+    def _begins_call(self, byte: int) -> tuple[Grammar, bytes] | None:
+        """The grammar that applies from here on and what is to be taken as read of it, if this byte begins a call."""
+        marker = self._grammar.marker
+        if self._grammar.marked is not None:
+            self._tail = (self._tail + bytes([byte]))[-len(marker) :]
+            if self._tail == marker:
+                return self._grammar.marked, b""
+        if byte == ord("{"):
+            self._head = bytearray(b"{")
+        elif self._head is not None:
+            self._head.append(byte)
+            if byte == ord('"') and (head := _HEAD.match(self._head)) and head[1] in self._grammar.names:
+                return self._grammar.bare, b'{"name": ' + head[1]
+            if len(self._head) > _MAX_HEAD_BYTES:
+                self._head = None
+        return None
+
+    def _start(self, grammar: Grammar, read: bytes, rest: bytes) -> bool:
+        """Constrain from here on, unless the token that began the call already went astray."""
+        self._head, self._tail = None, b""
+        matching = grammar.new_matching()
+        byte_ids = self._grammar.compiler.byte_token_ids
+        if not matching.accept_tokens([byte_ids[byte] for byte in read + rest if byte in byte_ids]):
+            return False
+        if matching.is_complete:
+            self._has_ended = not self._grammar.may_repeat
+        else:
+            self._matching = matching
+        return True
