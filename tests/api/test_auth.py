@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from tampu.api.app import render_error
+from scripted_server import Server
+from tampu.api.app import create_app, render_error
 from tampu.api.auth import (
     PRINCIPAL,
     AccessControl,
@@ -280,3 +281,34 @@ async def test_a_websocket_without_a_token_is_closed() -> None:
     scope = {"type": "websocket", "path": "/socket", "headers": [], "client": ("127.0.0.1", 1)}
     await app(scope, receive, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_allowed"),
+    [
+        ("http://localhost:5173", True),
+        ("https://app.localhost", True),
+        ("http://127.0.0.1:3000", True),
+        ("http://[::1]:3000", True),
+        ("https://app.example", True),
+        ("https://evil.example", False),
+        ("http://localhost.evil.example", False),
+        ("http://evil.example/localhost", False),
+        ("null", False),
+    ],
+)
+async def test_pages_of_this_machine_may_read_answers_and_refusals(
+    server: Server, origin: str, is_allowed: bool
+) -> None:
+    access = AccessControl(AccessPolicy(allowed_origins=("https://app.example",)), FakeTokens(TOKENS))
+    transport = httpx.ASGITransport(create_app(server.services, ServerConfig(), access=access))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        preflight = {"origin": origin, "access-control-request-method": "POST"}
+        asked = await http.options(RUN, headers={**preflight, "access-control-request-headers": "authorization"})
+        answered = await http.post(RUN, json={"prompt": "Hi"}, headers={"origin": origin, **bearer("reader")})
+        refused = await http.post(RUN, json={"prompt": "Hi"}, headers={"origin": origin, **bearer("stranger")})
+    assert asked.status_code == (200 if is_allowed else 400)
+    assert refused.status_code == 401
+    for reply in (asked, answered, refused):
+        assert reply.headers.get("access-control-allow-origin") == (origin if is_allowed else None)
+        assert "access-control-allow-credentials" not in reply.headers

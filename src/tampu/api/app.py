@@ -8,13 +8,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 import tampu
 from tampu.api import binding, catalogue_routes, openai, operations, workers_ai
-from tampu.api.auth import AccessControl, AccessMiddleware, AccessPolicy
+from tampu.api.auth import LOCAL_ORIGIN, AccessControl, AccessMiddleware, AccessPolicy
 from tampu.api.config import ServerConfig
 from tampu.api.context import AppContext
 from tampu.api.errors import ApiError, binding_body, openai_body, to_api_error, v4_body
@@ -33,6 +34,7 @@ _ROUTERS = (  # the first route that fits takes a request
     openai.local_router,
     openai.hosted_router,
 )
+_EXPOSED_HEADERS = ("cf-ai-req-id", "cf-ai-neurons", "cf-ray", "retry-after", "x-tampu-ignored")
 _BINDING_PREFIXES = ("/ai-gateway/", "/ai-api/")
 
 
@@ -59,14 +61,24 @@ def create_app(services: Services, config: ServerConfig, *, access: AccessContro
 
     app.add_exception_handler(TampuError, on_error)
     app.add_exception_handler(HTTPException, on_error)
-    policy = AccessPolicy(bind_host=config.host, is_strict=config.is_strict)
-    app.add_middleware(AccessMiddleware, access=access or AccessControl(policy, services.tokens))
+    if access is None:
+        access = AccessControl(AccessPolicy(bind_host=config.host, is_strict=config.is_strict), services.tokens)
+    app.add_middleware(AccessMiddleware, access=access)
     app.add_middleware(RemoteProxy)
     if services.model_card.is_mock:
         from tampu.api.mock_faults import MockFaults
 
         app.add_middleware(MockFaults)
     app.add_middleware(RequestGate, config=config, render_error=render)
+    app.add_middleware(  # outermost: a page of ours may read refusals, too
+        CORSMiddleware,
+        allow_origins=access.policy.allowed_origins,
+        allow_origin_regex=LOCAL_ORIGIN,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=_EXPOSED_HEADERS,
+        allow_private_network=True,
+    )
     return app
 
 

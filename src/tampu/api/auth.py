@@ -28,6 +28,9 @@ DEFAULT_PUBLIC_PATHS = frozenset({"/health", "/ready"})
 BINDING_HOST = "workers-binding.ai"
 PRINCIPAL = "principal"  # key in the ASGI scope's state
 
+# A web page of this machine, in words that `_is_local_name` agrees with: its scripts may call and read.
+LOCAL_ORIGIN = r"https?://(localhost|[a-z0-9.-]+\.localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?"
+
 _ACCOUNT_PATH = re.compile(r"/client/v4/accounts/([^/]+)(/.*)?\Z")
 _BEARER = re.compile(r"bearer +([A-Za-z0-9\-._~+/]+=*) *\Z", re.IGNORECASE)
 _BINDING_PREFIXES = ("/ai-gateway/", "/ai-api/")
