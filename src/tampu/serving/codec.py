@@ -10,6 +10,7 @@ from tampu.serving.ports import StopMatcher, TokenDecoder
 from tampu.serving.requests import GenerateRequest
 from tampu.text.chat_template import ChatTemplate
 from tampu.text.detokenizer import Detokenizer
+from tampu.text.history import canonical_messages
 from tampu.text.segments import Segment, Special, Text
 from tampu.text.stop_strings import StopStringMatcher
 from tampu.text.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ class ChatCodec:
             if messages is None:
                 messages = (Message("user", request.prompt or ""),)
             tools = request.tools if request.tool_choice.mode != "none" else ()
-            segments = self._template.render(messages, tools)
+            segments = self._template.render(canonical_messages(messages), tools)
         return tuple(self._tokenizer.encode_segments(segments))
 
     def _raw_segments(self, prompt: str) -> list[Segment]:
