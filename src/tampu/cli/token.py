@@ -15,7 +15,8 @@ from platformdirs import user_data_path
 from rich.console import Console
 from rich.table import Table
 
-from tampu.core.errors import ConfigError, TampuError
+from tampu.cli.options import DatabaseUrlOption, DataDirOption
+from tampu.core.errors import ConfigError
 from tampu.core.scopes import SCOPE_READ, SCOPES
 
 if TYPE_CHECKING:
@@ -25,13 +26,6 @@ app = typer.Typer(name="token", help="API tokens: make, list, revoke.", no_args_
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", envvar="TAMPU_DATA_DIR", help="Folder of the database [user data folder].")
-]
-DatabaseUrl = Annotated[
-    str | None, typer.Option("--database-url", envvar="TAMPU_DATABASE_URL", help="PostgreSQL or SQLite URL instead.")
-]
-
 
 @app.command("create")
 def create_command(
@@ -39,8 +33,8 @@ def create_command(
     scope: Annotated[list[str], typer.Option(help=f"One of {', '.join(SCOPES)}; may be given twice.")] = [SCOPE_READ],  # noqa: B006
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     expires: Annotated[str | None, typer.Option(help="Life time: 30m, 12h, 90d, 4w [never].")] = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    data_dir: DataDirOption = None,
+    database_url: DatabaseUrlOption = None,
 ) -> None:
     """Make a token and show it once, on standard output."""
     with _open_tokens(data_dir, database_url) as tokens:
@@ -55,8 +49,8 @@ def create_command(
 @app.command("list")
 def list_command(
     account: Annotated[str | None, typer.Option(help="Only this account's.")] = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    data_dir: DataDirOption = None,
+    database_url: DatabaseUrlOption = None,
 ) -> None:
     """Show what is known about each token; never the token itself."""
     with _open_tokens(data_dir, database_url) as tokens:
@@ -74,8 +68,8 @@ def list_command(
 @app.command("revoke")
 def revoke_command(
     token_id: Annotated[str, typer.Argument(help="The id that `tampu token list` shows.")],
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    data_dir: DataDirOption = None,
+    database_url: DatabaseUrlOption = None,
 ) -> None:
     """End a token. A running server notices within seconds."""
     with _open_tokens(data_dir, database_url) as tokens:
@@ -87,8 +81,8 @@ def revoke_command(
 @app.command("forget")
 def forget_command(
     token_id: Annotated[str, typer.Argument(help="The id that `tampu token list` shows.")],
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    data_dir: DataDirOption = None,
+    database_url: DatabaseUrlOption = None,
 ) -> None:
     """Remove a token and its record. Without any record left, a server on loopback accepts every caller again."""
     with _open_tokens(data_dir, database_url) as tokens:
@@ -110,19 +104,15 @@ def parse_life_time(text: str) -> int:
 
 
 @contextmanager
-def _open_tokens(data_dir: Path | None, database_url: str | None) -> Iterator[TokenStore]:
+def _open_tokens(data_dir: str | None, database_url: str | None) -> Iterator[TokenStore]:
     from tampu.store.database import open_database  # here, because `tampu serve --mock` needs no database library
     from tampu.store.tokens import TokenStore
 
+    database = open_database(Path(data_dir) if data_dir else user_data_path("tampu"), database_url)
     try:
-        database = open_database(data_dir or user_data_path("tampu"), database_url)
-        try:
-            yield TokenStore(database)
-        finally:
-            database.close()
-    except TampuError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
-        raise typer.Exit(code=2) from None
+        yield TokenStore(database)
+    finally:
+        database.close()
 
 
 def _state(record: TokenRecord, now: float) -> str:
