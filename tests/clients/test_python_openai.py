@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -262,3 +263,11 @@ def test_raw_and_streaming_responses(client: openai.OpenAI) -> None:
     with streaming.create(model=MODEL, messages=MESSAGES, stream=True) as reply:
         lines = [line for line in reply.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
+
+
+def test_the_example_of_the_documentation(engine_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "openai.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    assert "http://127.0.0.1:8900" in example
+    exec(example.replace("http://127.0.0.1:8900", engine_url), {})  # noqa: S102
+    assert capsys.readouterr().out == "Hello, world\n"

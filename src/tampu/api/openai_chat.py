@@ -14,7 +14,7 @@ from tampu.api.wire_options import parse_response_format, parse_stop
 from tampu.core.chat import ToolSpec
 from tampu.core.errors import InvalidRequestError
 from tampu.core.sampling_params import SamplingParams
-from tampu.serving.requests import GenerateRequest, ToolChoice
+from tampu.serving.requests import GenerateRequest, ResponseFormat, ToolChoice
 
 MAX_PROMPTS = 128  # in one completion request
 _MAX_TOKEN_ID = 2**31 - 1
@@ -131,11 +131,20 @@ def _common(values: Mapping[str, Any], caller: Caller, config: ServerConfig) -> 
         "stop": parse_stop(values.get("stop")),
         "n": n,
         "ignore_eos": values.get("ignore_eos", False),
-        "response_format": parse_response_format(values.get("response_format")),
+        "response_format": _response_format(values),
         "lora": values.get("lora"),
         "tenant": caller.tenant,
         "request_id": caller.request_id,
     }
+
+
+def _response_format(values: Mapping[str, Any]) -> ResponseFormat | None:
+    named = parse_response_format(values.get("response_format"))
+    if "guided_json" not in values:
+        return named
+    if named is not None:
+        raise InvalidRequestError("guided_json", "'guided_json' cannot be sent together with 'response_format'")
+    return ResponseFormat(values["guided_json"])
 
 
 def _max_tokens(values: Mapping[str, Any], config: ServerConfig) -> int:

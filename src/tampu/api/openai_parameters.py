@@ -96,6 +96,7 @@ _SAMPLING = (
     Parameter("max_tokens", _integer(1, 2**31 - 1), "Longest answer, in tokens. Default 256."),
     Parameter("n", _integer(1, 128), "Number of answers."),
     Parameter("ignore_eos", FLAG, "Go on after the model's end mark, up to max_tokens."),
+    Parameter("guided_json", OBJECT, "A JSON schema that the answer must meet; not with a `response_format`."),
     Parameter("lora", TEXT, "Id or name of an adapter."),
 )
 _STREAM_OPTIONS = Parameter(
@@ -120,7 +121,6 @@ _HARMLESS = (
 _FOREIGN = (
     refused("chat_template_kwargs", "the chat template is fixed", {}),
     refused("chat_template", "the chat template is fixed"),
-    refused("guided_json", "send 'response_format' with a JSON schema"),
     refused("guided_regex", "send 'response_format' with a JSON schema"),
     refused("guided_choice", "send 'response_format' with a JSON schema that has an enum"),
     refused("guided_grammar", "send 'response_format' with a JSON schema"),
@@ -204,7 +204,7 @@ RESPONSES_PARAMETERS = (
     ),
     Parameter("instructions", TEXT, "A system message before the input."),
     STREAM,
-    *(parameter for parameter in _SAMPLING if parameter.name not in ("n", "max_tokens", "stop")),
+    *(parameter for parameter in _SAMPLING if parameter.name not in ("n", "max_tokens", "stop", "guided_json")),
     Parameter("max_output_tokens", _integer(1, 2**31 - 1), "Longest answer, in tokens. Default 256."),
     Parameter("top_logprobs", _integer(0, 20), "Log probabilities with this many alternatives."),
     Parameter("include", {"type": "array", "items": TEXT}, "Only message.output_text.logprobs has an effect."),
@@ -229,6 +229,7 @@ RESPONSES_PARAMETERS = (
     refused("max_tokens", "its name is 'max_output_tokens' here"),
     refused("n", "there is one answer", 1),
     refused("stop", "send it to /chat/completions", []),
+    refused("guided_json", "send a JSON schema as 'text/format'"),
     *_FOREIGN,
 )
 
@@ -290,6 +291,21 @@ def request_schema(parameters: Iterable[Parameter], required: tuple[str, ...]) -
         if parameter.treatment is not Treatment.REFUSED
     }
     return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def parameter_table(parameters: Iterable[Parameter]) -> str:
+    """A Markdown table of the parameters, for the documentation."""
+    lines = ["| parameter | values | what happens |", "|---|---|---|"]
+    for parameter in sorted(parameters, key=lambda each: (list(Treatment).index(each.treatment), each.name)):
+        if parameter.treatment is Treatment.REFUSED:
+            harmless = " or ".join(f"`{_shown(value)}`" for value in parameter.harmless)
+            values = f"only {harmless}" if harmless else "none"
+            what = f"refused by name: {parameter.note}"
+        else:
+            values = _wanted(parameter.schema) if "anyOf" not in parameter.schema else "see note"
+            what = parameter.note if parameter.treatment is Treatment.HONOURED else f"no effect: {parameter.note}"
+        lines.append(f"| `{parameter.name}` | {values} | {what} |")
+    return "\n".join(lines)
 
 
 def ignored_header(names: tuple[str, ...]) -> dict[str, str]:
