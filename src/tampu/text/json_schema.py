@@ -22,9 +22,7 @@ Schema = dict[str, Any] | bool
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 # Formats that the grammar enforces, and standard ones that it cannot: any other format is a mere annotation.
-FORMATS = frozenset(
-    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"},
-)
+FORMATS = frozenset({"duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 UNENFORCED_FORMATS = frozenset(
     {"idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template"}
     | {"json-pointer", "relative-json-pointer", "regex"},
@@ -34,6 +32,18 @@ REFUSED = frozenset(
     {"contains", "dependentSchemas", "dependentRequired", "dependencies", "$dynamicRef", "$recursiveRef"}
     | {"disallow", "extends", "divisibleBy"},
 )
+# Dates that exist, from year 1 on; times without leap seconds, which exist only in some minutes.
+_YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+_LEAP = "(?:0[48]|[2468][048]|[13579][26])"
+_LEAP_YEAR = f"(?:[0-9]{{2}}{_LEAP}|{_LEAP}00)"
+_DAY = (
+    "(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+)
+_DATE = f"(?:{_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
+_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME = rf"{_CLOCK}:[0-5][0-9](?:\.[0-9]{{1,9}})?(?:Z|[+\-]{_CLOCK})"
+FORMAT_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref")
 _INTEGER_LIMIT = 2**53 - 1  # beyond it, readers in JavaScript lose digits
 _NUMBER_LIMIT = 1e15
@@ -295,7 +305,13 @@ class _Reader:
 
     def pattern(self, schema: Any, keyword: str, value: Any, path: str, out: dict[str, Any]) -> None:
         """pattern."""
-        out[keyword] = self._translated(value, keyword, path)
+        self._add_pattern(self._translated(value, keyword, path), out)
+
+    def _add_pattern(self, pattern: str, out: dict[str, Any]) -> None:
+        if "pattern" in out:
+            out.setdefault("allOf", []).append({"pattern": pattern})
+        else:
+            out["pattern"] = pattern
 
     def _translated(self, pattern: Any, keyword: str, path: str) -> str:
         if not isinstance(pattern, str):
@@ -310,7 +326,9 @@ class _Reader:
         """format."""
         if value in UNENFORCED_FORMATS if isinstance(value, str) else True:
             refuse(keyword, path, f"{value!r} cannot be enforced")
-        if value in FORMATS:
+        if value in FORMAT_PATTERNS:
+            self._add_pattern(FORMAT_PATTERNS[value], out)
+        elif value in FORMATS:
             out[keyword] = value
 
     def subschema(self, schema: Any, keyword: str, value: Any, path: str, out: dict[str, Any]) -> None:
@@ -355,7 +373,8 @@ class _Reader:
         """allOf, anyOf, oneOf."""
         if not isinstance(value, list) or not value:
             refuse(keyword, path, "must be a list that is not empty")
-        out[keyword] = [self.node(inner, f"{path}/{keyword}/{i}") for i, inner in enumerate(value)]
+        read = [self.node(inner, f"{path}/{keyword}/{i}") for i, inner in enumerate(value)]
+        out[keyword] = out.get(keyword, []) + read  # a second pattern may have put one there
 
     def negation(self, schema: Any, keyword: str, value: Any, path: str, out: dict[str, Any]) -> None:
         """not: only where it says nothing or everything."""
