@@ -171,17 +171,21 @@ class PanelLinear final : public Linear {
       throw std::logic_error("these activations were not prepared for this layer");
     }
     if (num_rows <= 0) return;
-    const auto& form = rows->form(type_, precision_);
+    if (epilogue == Epilogue::SiluMul) {
+      forward_gated(*rows, num_rows, y, ldy, part, num_parts);
+      return;
+    }
     const int64_t begin = int64_t(num_panels_) * part / num_parts, end = int64_t(num_panels_) * (part + 1) / num_parts;
     int64_t first = 0;   // the segment's first panel
     for (const Segment& s : segments_) {
       const int64_t from = begin > first ? begin - first : 0;
       const int64_t to = end - first < s.num_panels ? end - first : s.num_panels;
       if (from < to) {
-        const MatmulJob job{s.qtype, precision_, s.panels.data(), s.panel_bytes, s.n, k_, static_cast<int>(from),
-                            static_cast<int>(to), form.rows(), num_rows, y + s.first_column, ldy,
-                            epilogue == Epilogue::Add};
-        (type_ == ActivationType::F32 ? kernels_.matmul_f32 : kernels_.matmul_int8)(job);
+        MatmulJob job = job_for(s, *rows, num_rows, static_cast<int>(from), static_cast<int>(to));
+        job.y = y + s.first_column;
+        job.ldy = ldy;
+        job.add = epilogue == Epilogue::Add;
+        run(job);
       }
       first += s.num_panels;
     }
@@ -215,6 +219,39 @@ class PanelLinear final : public Linear {
     n_ += part.n;
     num_panels_ += num_panels;
     segments_.push_back(std::move(s));
+  }
+
+  MatmulJob job_for(const Segment& s, const RowActivations& rows, int num_rows, int from, int to) const {
+    MatmulJob job{};
+    job.qtype = s.qtype;
+    job.precision = precision_;
+    job.panels = s.panels.data();
+    job.panel_bytes = s.panel_bytes;
+    job.n = s.n;
+    job.k = k_;
+    job.panel_begin = from;
+    job.panel_end = to;
+    job.activations = rows.form(type_, precision_).rows();
+    job.num_rows = num_rows;
+    return job;
+  }
+
+  void run(const MatmulJob& job) const {
+    (type_ == ActivationType::F32 ? kernels_.matmul_f32 : kernels_.matmul_int8)(job);
+  }
+
+  void forward_gated(const RowActivations& rows, int num_rows, float* y, int64_t ldy, int part, int num_parts) const {
+    if (segments_.size() != 2 || segments_[0].n != segments_[1].n) {
+      throw std::logic_error("SiluMul needs a fused layer of two matrices of one size");
+    }
+    const int64_t panels = segments_[0].num_panels;
+    const int from = static_cast<int>(panels * part / num_parts), to = static_cast<int>(panels * (part + 1) / num_parts);
+    const MatmulJob gate = job_for(segments_[0], rows, num_rows, from, to);
+    MatmulJob job = job_for(segments_[1], rows, num_rows, from, to);
+    job.y = y;
+    job.ldy = ldy;
+    job.gate = &gate;
+    run(job);
   }
 
   const KernelTable& kernels_;

@@ -21,6 +21,28 @@ inline void load_sums(const TileOutput& output, int column, __m256 (*sums)[2]) {
   }
 }
 
+// e^x for 8 values: 2^n * polynomial on [-ln2/2, ln2/2], relative error below 2e-7. NaN stays NaN.
+inline __m256 exp_ps(__m256 x) {
+  x = _mm256_min_ps(_mm256_set1_ps(88.0f), _mm256_max_ps(_mm256_set1_ps(-87.0f), x));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+  __m256 p = _mm256_set1_ps(1.3981999507e-3f);
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
+  p = _mm256_fmadd_ps(_mm256_mul_ps(p, r), r, _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
+}
+
+inline __m256 silu(__m256 x) {
+  const __m256 e = exp_ps(_mm256_sub_ps(_mm256_setzero_ps(), x));
+  return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+}
+
 template <int R>
 inline void store_sums(const TileOutput& output, int column, const __m256 (*sums)[2]) {
   for (int r = 0; r < R; ++r) {
@@ -30,8 +52,10 @@ inline void store_sums(const TileOutput& output, int column, const __m256 (*sums
       continue;
     }
     alignas(32) float v[kColumns];
-    _mm256_store_ps(v, sums[r][0]);
-    _mm256_store_ps(v + 8, sums[r][1]);
+    TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
+      const __m256 gate = output.gate == nullptr ? _mm256_setzero_ps() : _mm256_load_ps(output.gate[r] + column + 8 * h);
+      _mm256_store_ps(v + 8 * h, output.gate == nullptr ? sums[r][h] : _mm256_mul_ps(silu(gate), sums[r][h]));
+    }
     float* y = output.y + r * output.ldy + column;
     const int left = output.num_columns - column;
     for (int c = 0; c < (left < kColumns ? left : kColumns); ++c) y[c] = output.add ? y[c] + v[c] : v[c];
@@ -298,27 +322,7 @@ void quantize_high(const float* x, int k, Int16Record* out) {
   });
 }
 
-// e^x for 8 values: 2^n * polynomial on [-ln2/2, ln2/2], relative error below 2e-7. NaN stays NaN.
-inline __m256 exp_ps(__m256 x) {
-  x = _mm256_min_ps(_mm256_set1_ps(88.0f), _mm256_max_ps(_mm256_set1_ps(-87.0f), x));
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
-                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-  __m256 p = _mm256_set1_ps(1.3981999507e-3f);
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
-  p = _mm256_fmadd_ps(_mm256_mul_ps(p, r), r, _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
-  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
-}
-
-inline __m256 silu_mul8(__m256 gate, __m256 up) {
-  const __m256 e = exp_ps(_mm256_sub_ps(_mm256_setzero_ps(), gate));
-  return _mm256_mul_ps(_mm256_div_ps(gate, _mm256_add_ps(_mm256_set1_ps(1.0f), e)), up);
-}
+inline __m256 silu_mul8(__m256 gate, __m256 up) { return _mm256_mul_ps(silu(gate), up); }
 
 void silu_mul_row(const float* gate, const float* up, int n, float* out) {
   int i = 0;

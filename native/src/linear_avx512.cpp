@@ -3,6 +3,7 @@
 // Every tile height performs the same operations per row in the same order.
 // GCC 12 takes the undefined pass-through operands of its own intrinsics for uninitialised reads.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include "linear_driver.h"
@@ -26,6 +27,27 @@ inline void load_sums(const TileOutput& output, __m512 (*sums)[2]) {
   }
 }
 
+// e^x for 16 values: 2^n * polynomial on [-ln2/2, ln2/2], relative error below 2e-7.
+inline __m512 exp_ps(__m512 x) {
+  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.5f)), _mm512_set1_ps(88.5f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.3981999507e-3f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+  p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+  return _mm512_scalef_ps(p, n);
+}
+
+inline __m512 silu(__m512 x) {
+  const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), x));
+  return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
 template <int R>
 inline void store_sums(const TileOutput& output, const __m512 (*sums)[2]) {
   if (!output.is_last) {
@@ -39,6 +61,7 @@ inline void store_sums(const TileOutput& output, const __m512 (*sums)[2]) {
     TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
       float* y = output.y + r * output.ldy + 16 * h;
       __m512 v = sums[r][h];
+      if (output.gate != nullptr) v = _mm512_mul_ps(silu(_mm512_load_ps(output.gate[r] + 16 * h)), v);
       if (output.add) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask[h], y), v);
       _mm512_mask_storeu_ps(y, mask[h], v);
     }
@@ -196,21 +219,86 @@ struct Avx512 {
   }
 };
 
-// Two registers of 16 values to their range and levels.
-inline GroupRange range_of(__m512 a, __m512 b, float levels) {
-  const __m512i mask = _mm512_set1_epi32(0x7fffffff);
-  const uint32_t magnitude = _mm512_reduce_max_epu32(_mm512_max_epu32(
-      _mm512_and_si512(_mm512_castps_si512(a), mask), _mm512_and_si512(_mm512_castps_si512(b), mask)));
-  return group_range(magnitude, _mm512_reduce_min_ps(_mm512_min_ps(a, b)), _mm512_reduce_max_ps(_mm512_max_ps(a, b)),
-                     levels);
+// One value per register from eight registers of eight: out[i] = op over the lanes of v[i].
+template <class Op>
+inline __m256 reduce_each(const __m256* v, const Op& op) {
+  const auto pairs = [&](__m256 a, __m256 b) { return op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)); };
+  const auto quads = [&](__m256 a, __m256 b) {
+    const __m256d x = _mm256_castps_pd(a), y = _mm256_castps_pd(b);
+    return op(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+  };
+  const __m256 low = quads(pairs(v[0], v[1]), pairs(v[2], v[3])), high = quads(pairs(v[4], v[5]), pairs(v[6], v[7]));
+  return op(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+
+inline __m256 upper_half(__m512 v) { return _mm512_extractf32x8_ps(v, 1); }
+
+// Scale, offset and inverse of up to eight groups: group_range of linear_quantize.h, eight at a time.
+struct EightRanges {
+  alignas(32) float scale[8], offset[8], inverse[8];
+};
+
+inline void find_ranges(const float* x, int count, float levels, EightRanges& out) {
+  __m256 smallest[8], largest[8];
+  unsigned not_finite = 0;
+  TAMPU_UNROLL for (int g = 0; g < 8; ++g) {
+    const float* p = x + (g < count ? g : count - 1) * kGroup;
+    const __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16);
+    const __m512 low = _mm512_min_ps(a, b), high = _mm512_max_ps(a, b);
+    smallest[g] = _mm256_min_ps(_mm512_castps512_ps256(low), upper_half(low));
+    largest[g] = _mm256_max_ps(_mm512_castps512_ps256(high), upper_half(high));
+    constexpr int kNanOrInfinity = 0x99;
+    const unsigned bad = _mm512_fpclass_ps_mask(a, kNanOrInfinity) | _mm512_fpclass_ps_mask(b, kNanOrInfinity);
+    not_finite |= (bad != 0 ? 1u : 0u) << g;
+  }
+  const __m256 low = reduce_each(smallest, [](__m256 a, __m256 b) { return _mm256_min_ps(a, b); });
+  const __m256 high = reduce_each(largest, [](__m256 a, __m256 b) { return _mm256_max_ps(a, b); });
+  const __m256 all = _mm256_set1_ps(levels), sign = _mm256_set1_ps(-0.0f);
+  const __m256 magnitude = _mm256_max_ps(_mm256_andnot_ps(sign, low), _mm256_andnot_ps(sign, high));
+  const __mmask8 used = _mm256_cmp_ps_mask(magnitude, _mm256_set1_ps(__builtin_bit_cast(float, kTinyBits)), _CMP_GE_OQ);
+  const __m256 scale = _mm256_sub_ps(_mm256_div_ps(high, all), _mm256_div_ps(low, all));
+  const __mmask8 ranged = used & _mm256_cmp_ps_mask(scale, _mm256_set1_ps(kTinyScale), _CMP_GE_OQ);
+  const __mmask8 finite = static_cast<__mmask8>(~not_finite);
+  const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+  _mm256_store_ps(out.scale, _mm256_mask_mov_ps(nan, finite, _mm256_maskz_mov_ps(ranged, scale)));
+  _mm256_store_ps(out.offset, _mm256_maskz_mov_ps(finite & used, low));
+  _mm256_store_ps(out.inverse, _mm256_maskz_mov_ps(finite & ranged, _mm256_div_ps(_mm256_set1_ps(1.0f), scale)));
 }
 
 // Rounded to nearest even, as std::nearbyint does.
-inline __m512i levels_of(__m512 x, const GroupRange& range, float levels) {
-  const __m512 level = _mm512_mul_ps(_mm512_sub_ps(x, _mm512_set1_ps(range.offset)), _mm512_set1_ps(range.inverse));
-  const __m512i q = _mm512_cvt_roundps_epi32(_mm512_min_ps(level, _mm512_set1_ps(levels)),
-                                             _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return _mm512_maskz_mov_epi32(range.inverse == 0.0f ? 0 : 0xffff, q);
+inline __m512i levels_of(const float* x, __m512 offset, __m512 inverse, __mmask16 used, float levels) {
+  const __m512 level = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x), offset), inverse);
+  return _mm512_maskz_cvt_roundps_epi32(used, _mm512_min_ps(level, _mm512_set1_ps(levels)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+// store(record, a, b) writes the levels of values 0-15 and 16-31.
+template <class Record, class Store>
+inline void quantize_groups(const float* x, int k, float levels, Record* out, const Store& store) {
+  for (int left = k / kGroup; left > 0; left -= 8, x += 8 * kGroup, out += 8) {
+    const int count = left < 8 ? left : 8;
+    EightRanges ranges;
+    find_ranges(x, count, levels, ranges);
+    __m256 sums[8];
+    TAMPU_UNROLL for (int g = 0; g < 8; ++g) {
+      sums[g] = _mm256_setzero_ps();
+      if (g >= count) continue;
+      const __m512 offset = _mm512_set1_ps(ranges.offset[g]), inverse = _mm512_set1_ps(ranges.inverse[g]);
+      const __mmask16 used = _mm512_cmp_ps_mask(inverse, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      const __m512i a = levels_of(x + g * kGroup, offset, inverse, used, levels);
+      const __m512i b = levels_of(x + g * kGroup + 16, offset, inverse, used, levels);
+      store(out[g], a, b);
+      const __m512i both = _mm512_add_epi32(a, b);
+      sums[g] = _mm256_castsi256_ps(_mm256_add_epi32(_mm512_castsi512_si256(both), _mm512_extracti32x8_epi32(both, 1)));
+    }
+    const __m256 total = reduce_each(sums, [](__m256 a, __m256 b) {
+      return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+    });
+    alignas(32) int32_t level_sum[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(level_sum), _mm256_castps_si256(total));
+    for (int g = 0; g < count; ++g)
+      out[g].group = group_levels({ranges.scale[g], ranges.offset[g], ranges.inverse[g]}, level_sum[g]);
+  }
 }
 
 inline void store_bytes(uint8_t* out, __m512i a, __m512i b) {
@@ -219,49 +307,22 @@ inline void store_bytes(uint8_t* out, __m512i a, __m512i b) {
 }
 
 void quantize_normal(const float* x, int k, Int8Record* out) {
-  for (int g = 0; g < k / kGroup; ++g, x += kGroup) {
-    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-    const GroupRange range = range_of(a, b, kNormalLevels);
-    const __m512i qa = levels_of(a, range, kNormalLevels), qb = levels_of(b, range, kNormalLevels);
-    store_bytes(out[g].level, qa, qb);
-    out[g].group = group_levels(range, _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb)));
-  }
+  quantize_groups(x, k, kNormalLevels, out,
+                  [](Int8Record& record, __m512i a, __m512i b) { store_bytes(record.level, a, b); });
 }
 
 void quantize_high(const float* x, int k, Int16Record* out) {
-  for (int g = 0; g < k / kGroup; ++g, x += kGroup) {
-    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-    const GroupRange range = range_of(a, b, kHighLevels);
-    const __m512i qa = levels_of(a, range, kHighLevels), qb = levels_of(b, range, kHighLevels);
-    store_bytes(out[g].high, _mm512_srli_epi32(qa, 8), _mm512_srli_epi32(qb, 8));
-    store_bytes(out[g].low, qa, qb);   // the low byte of each
-    out[g].group = group_levels(range, _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb)));
-  }
-}
-
-// e^x for 16 values: 2^n * polynomial on [-ln2/2, ln2/2], relative error below 2e-7.
-inline __m512 exp_ps(__m512 x) {
-  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.5f)), _mm512_set1_ps(88.5f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.3981999507e-3f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
+  quantize_groups(x, k, kHighLevels, out, [](Int16Record& record, __m512i a, __m512i b) {
+    store_bytes(record.high, _mm512_srli_epi32(a, 8), _mm512_srli_epi32(b, 8));
+    store_bytes(record.low, a, b);   // the low byte of each
+  });
 }
 
 void silu_mul_row(const float* gate, const float* up, int n, float* out) {
-  const __m512 one = _mm512_set1_ps(1.0f);
   for (int i = 0; i < n; i += 16) {
     const __mmask16 mask = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
     const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i), u = _mm512_maskz_loadu_ps(mask, up + i);
-    const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), g));
-    _mm512_mask_storeu_ps(out + i, mask, _mm512_mul_ps(_mm512_div_ps(g, _mm512_add_ps(one, e)), u));
+    _mm512_mask_storeu_ps(out + i, mask, _mm512_mul_ps(silu(g), u));
   }
 }
 

@@ -104,6 +104,12 @@ class Layer {
     run(x, y.data(), int64_t(y.shape(1)), Epilogue::Add, num_parts);
   }
 
+  NumpyMatrix forward_silu_mul(const Matrix& x, int num_parts) const {
+    NumpyMatrix y = new_matrix(x.shape(0), size_t(linear_->out_features() / 2));
+    run(x, y.data(), linear_->out_features() / 2, Epilogue::SiluMul, num_parts);
+    return y;
+  }
+
   NumpyMatrix dequantize(int begin, int end) const {
     NumpyMatrix out = new_matrix(size_t(end - begin), size_t(linear_->in_features()));
     for (int n = begin; n < end; ++n) linear_->dequantize_row(n, out.data() + size_t(n - begin) * linear_->in_features());
@@ -166,6 +172,7 @@ void bind_linear(nb::module_& m) {
            nb::arg("parts"), nb::arg("k"), nb::arg("isa"), nb::arg("activations"), nb::arg("precision") = "normal")
       .def("forward", &Layer::forward, nb::arg("x"), nb::arg("num_parts") = 1)
       .def("forward_add", &Layer::forward_add, nb::arg("x"), nb::arg("y"), nb::arg("num_parts") = 1)
+      .def("forward_silu_mul", &Layer::forward_silu_mul, nb::arg("x"), nb::arg("num_parts") = 1)
       .def("dequantize", &Layer::dequantize, nb::arg("begin"), nb::arg("end"))
       .def_prop_ro("bytes", [](const Layer& l) { return l.linear().bytes(); })
       .def_prop_ro("out_features", [](const Layer& l) { return l.linear().out_features(); });

@@ -23,6 +23,7 @@ struct TileOutput {
   int64_t ldy;
   int num_columns;
   bool add;
+  const float (*gate)[kPanel];   // y = silu(gate) * sum; null: y = sum
 };
 
 // Packed weights to fetch while others are widened and multiplied, a few cache lines per group of K.
@@ -58,73 +59,120 @@ inline void for_row_tiles(int num_rows, int tallest, const Tile& tile) {
   }
 }
 
+// How one kind of arithmetic walks along K. `unit`: a group of 32 (integers) or one value (floats).
+struct BlockSizes {
+  int num_units;
+  int per_block;    // widened at a time
+  int per_stored;   // in a stored block of the activations
+  int tallest;      // row tile
+};
+
+// The rows and the place that one panel's result is for.
+struct PanelTask {
+  int row_begin, num_rows;
+  float (*partial)[kPanel];
+  float* y;
+  int64_t ldy;
+  bool add;
+  const float (*gate)[kPanel];
+};
+
 // expand(panel, begin, count) widens units [begin, begin + count) of K; multiply(begin, count, ...) adds a row tile's
 // products to the sums, `begin` counted within the activations' stored block, and touches the cache lines of `ahead` on
 // its way: the packed weights that will be widened next.
 template <class Expand, class Multiply>
-inline void for_blocks(const MatmulJob& job, int num_units, int units_per_block, int units_per_stored, int tallest,
-                       const Expand& expand, const Multiply& multiply) {
-  alignas(64) float partial[kMaxRowsPerBlock][kPanel];
-  const int num_blocks = (num_units + units_per_block - 1) / units_per_block;
-  const int stored_blocks = (num_units + units_per_stored - 1) / units_per_stored;
-  const int block_rows = rows_per_block(job.activations.row_stride * size_t(stored_blocks));
+inline void multiply_panel(const MatmulJob& job, int p, const BlockSizes& sizes, const PanelTask& task,
+                           const Expand& expand, const Multiply& multiply) {
   const uint8_t* const end_of_part = job.panels + size_t(job.panel_end) * job.panel_bytes;
+  const uint8_t* panel = job.panels + size_t(p) * job.panel_bytes;
+  const int columns = job.n - p * kPanel < kPanel ? job.n - p * kPanel : kPanel;
+  for (int begin = 0; begin < sizes.num_units; begin += sizes.per_block) {
+    const int left = sizes.num_units - begin;
+    const int count = left < sizes.per_block ? left : sizes.per_block;
+    expand(panel, begin, count);
+    const uint8_t* next = panel + job.panel_bytes * size_t(begin + count) / size_t(sizes.num_units);
+    const uint8_t* fetch_end = next + job.panel_bytes * size_t(count) / size_t(sizes.num_units);
+    Ahead ahead{next, fetch_end < end_of_part ? fetch_end : end_of_part};
+    const uint8_t* stored = job.activations.data + size_t(begin / sizes.per_stored) * job.activations.block_stride +
+                            size_t(task.row_begin) * job.activations.row_stride;
+    for_row_tiles(task.num_rows, sizes.tallest, [&](int row, int height) {
+      const TileOutput output{task.partial + row, begin == 0, count == left,
+                              task.y + row * task.ldy, task.ldy, columns,
+                              task.add, task.gate == nullptr ? nullptr : task.gate + row};
+      multiply(begin % sizes.per_stored, count, stored + size_t(row) * job.activations.row_stride, height, output,
+               ahead);
+    });
+  }
+}
+
+template <class Expand, class Multiply>
+inline void for_panels(const MatmulJob& job, const BlockSizes& sizes, const Expand& expand, const Multiply& multiply) {
+  alignas(64) float partial[kMaxRowsPerBlock][kPanel];
+  alignas(64) float gate[kMaxRowsPerBlock][kPanel];
+  const int stored_blocks = (sizes.num_units + sizes.per_stored - 1) / sizes.per_stored;
+  const int block_rows = rows_per_block(job.activations.row_stride * size_t(stored_blocks));
   for (int row_begin = 0; row_begin < job.num_rows; row_begin += block_rows) {
     const int rows = job.num_rows - row_begin < block_rows ? job.num_rows - row_begin : block_rows;
     for (int p = job.panel_begin; p < job.panel_end; ++p) {
-      const uint8_t* panel = job.panels + size_t(p) * job.panel_bytes;
-      const int columns = job.n - p * kPanel < kPanel ? job.n - p * kPanel : kPanel;
-      for (int b = 0; b < num_blocks; ++b) {
-        const int begin = b * units_per_block;
-        const int count = num_units - begin < units_per_block ? num_units - begin : units_per_block;
-        expand(panel, begin, count);
-        const size_t widened = job.panel_bytes * size_t(begin + count) / size_t(num_units);
-        const uint8_t* fetch_end = panel + widened + job.panel_bytes * size_t(count) / size_t(num_units);
-        Ahead ahead{panel + widened, fetch_end < end_of_part ? fetch_end : end_of_part};
-        for_row_tiles(rows, tallest, [&](int row, int height) {
-          const TileOutput output{partial + row, b == 0, b + 1 == num_blocks,
-                                  job.y + (row_begin + row) * job.ldy + p * kPanel, job.ldy, columns, job.add};
-          const uint8_t* a = job.activations.data + size_t(begin / units_per_stored) * job.activations.block_stride +
-                             size_t(row_begin + row) * job.activations.row_stride;
-          multiply(begin % units_per_stored, count, a, height, output, ahead);
-        });
+      if (job.gate != nullptr) {
+        const PanelTask task{row_begin, rows, partial, &gate[0][0], kPanel, false, nullptr};
+        multiply_panel(*job.gate, p, sizes, task, expand(*job.gate), multiply(*job.gate));
       }
+      const PanelTask task{row_begin, rows, partial, job.y + row_begin * job.ldy + p * kPanel, job.ldy, job.add,
+                           job.gate == nullptr ? nullptr : gate};
+      multiply_panel(job, p, sizes, task, expand(job), multiply(job));
     }
   }
 }
 
+inline int cache_lines_per_group(QType qtype) {
+  const BlockLayout& layout = block_layout(qtype);
+  return static_cast<int>(layout.packed_bytes() * kGroup / size_t(layout.k) / 64) + 1;
+}
+
 template <class Set>
-void matmul_int8(const MatmulJob& job) {
+void matmul_int8(const MatmulJob& whole) {
   WeightGroup groups[kGroupsPerBlock];
-  const GroupKind kind = group_kind(job.qtype);
-  const size_t lines = block_layout(job.qtype).packed_bytes() / size_t(block_layout(job.qtype).k / kGroup) / 64;
-  for_blocks(
-      job, job.k / kGroup, job.num_rows <= kFewRows ? kGroupsPerSmallBlock : kGroupsPerBlock, kGroupsPerBlock, Set::kInt8Rows,
-      [&](const uint8_t* panel, int begin, int count) { expand_groups<Set>(job.qtype, panel, begin, count, groups); },
-      [&](int begin, int count, const uint8_t* a, int height, const TileOutput& output, Ahead& ahead) {
-        ahead.lines_per_group = static_cast<int>(lines) + 1;
-        a += size_t(begin) * (job.precision == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record));
-        Set::int8_tile(kind, job.precision, height, groups, count, a, job.activations.row_stride, output, ahead);
+  const BlockSizes sizes{whole.k / kGroup, whole.num_rows <= kFewRows ? kGroupsPerSmallBlock : kGroupsPerBlock,
+                         kGroupsPerBlock, Set::kInt8Rows};
+  const size_t record = whole.precision == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
+  for_panels(
+      whole, sizes,
+      [&](const MatmulJob& job) {
+        return [&](const uint8_t* panel, int begin, int count) {
+          expand_groups<Set>(job.qtype, panel, begin, count, groups);
+        };
+      },
+      [&](const MatmulJob& job) {
+        return [&, kind = group_kind(job.qtype), lines = cache_lines_per_group(job.qtype)](
+                   int begin, int count, const uint8_t* a, int height, const TileOutput& output, Ahead& ahead) {
+          ahead.lines_per_group = lines;
+          Set::int8_tile(kind, job.precision, height, groups, count, a + size_t(begin) * record,
+                         job.activations.row_stride, output, ahead);
+        };
       });
 }
 
 template <class Set>
-void matmul_f32(const MatmulJob& job) {
+void matmul_f32(const MatmulJob& whole) {
   alignas(64) float weights[kValuesPerBlock][kPanel];
   WeightGroup groups[kValuesPerBlock / kGroup];
-  const bool quantized = is_quantized(job.qtype);
-  for_blocks(
-      job, job.k, kValuesPerBlock, kValuesPerBlock, Set::kFloatRows,
-      [&](const uint8_t* panel, int begin, int count) {
-        if (!quantized) {
-          expand_floats<Set>(job.qtype, panel, begin, count, weights);
-          return;
-        }
-        expand_groups<Set>(job.qtype, panel, begin / kGroup, count / kGroup, groups);
-        for (int g = 0; g < count / kGroup; ++g) group_to_float(group_kind(job.qtype), groups[g], weights + g * kGroup);
+  for_panels(
+      whole, BlockSizes{whole.k, kValuesPerBlock, kValuesPerBlock, Set::kFloatRows},
+      [&](const MatmulJob& job) {
+        return [&](const uint8_t* panel, int begin, int count) {
+          if (!is_quantized(job.qtype)) {
+            expand_floats<Set>(job.qtype, panel, begin, count, weights);
+            return;
+          }
+          expand_groups<Set>(job.qtype, panel, begin / kGroup, count / kGroup, groups);
+          for (int g = 0; g < count / kGroup; ++g) group_to_float(group_kind(job.qtype), groups[g], weights + g * kGroup);
+        };
       },
-      [&](int, int count, const uint8_t* a, int height, const TileOutput& output, Ahead&) {
-        Set::float_tile(height, weights, count, a, job.activations.row_stride, output);
+      [&](const MatmulJob& job) {
+        return [&](int, int count, const uint8_t* a, int height, const TileOutput& output, Ahead&) {
+          Set::float_tile(height, weights, count, a, job.activations.row_stride, output);
+        };
       });
 }
 

@@ -50,6 +50,16 @@ inline void k_scales(const uint32_t* words, int j, const float* d, const float* 
   }
 }
 
+// Sub-blocks j and j + 1 of Q5_K: 32 values of K each, whose fifth bits are bits j and j + 1 of `high`.
+template <int j>
+inline void join_five_bits(const uint8_t* __restrict low, const uint8_t* __restrict high, int8_t* __restrict first,
+                           int8_t* __restrict second) {
+  for (int i = 0; i < 8 * kWordBytes; ++i) {
+    first[i] = static_cast<int8_t>((low[i] & 15) | (((high[i] >> j) & 1) << 4));
+    second[i] = static_cast<int8_t>((low[i] >> 4) | (((high[i] >> (j + 1)) & 1) << 4));
+  }
+}
+
 // Set::halves(const uint16_t*, float*): 32 half-precision values to float.
 template <class Set>
 inline void expand_k45(const uint8_t* block, bool has_high_bits, WeightGroup* out) {
@@ -59,13 +69,28 @@ inline void expand_k45(const uint8_t* block, bool has_high_bits, WeightGroup* ou
   const uint8_t* scales = block + kPanel * 4;
   const uint8_t* high = scales + 3 * kWordBytes;
   const uint8_t* quants = has_high_bits ? high + 8 * kWordBytes : high;
+  const auto low = [&](int j) { return quants + j * 4 * kWordBytes; };
+  const auto w = [&](int j) { return bytes_of(out[j].w); };
   for (int j = 0; j < 8; ++j) k_scales(as_words(scales), j, d, dmin, out[j]);
-  for (int j = 0; j < 8; j += 2)
-    split_nibbles(quants + j * 4 * kWordBytes, 8, 0, bytes_of(out[j].w), bytes_of(out[j + 1].w));
-  if (!has_high_bits) return;
-  for (int j = 0; j < 8; ++j) {
-    int8_t* __restrict w = bytes_of(out[j].w);
-    for (int i = 0; i < 8 * kWordBytes; ++i) w[i] = static_cast<int8_t>(w[i] | (((high[i] >> j) & 1) << 4));
+  if (has_high_bits) {
+    join_five_bits<0>(low(0), high, w(0), w(1));
+    join_five_bits<2>(low(2), high, w(2), w(3));
+    join_five_bits<4>(low(4), high, w(4), w(5));
+    join_five_bits<6>(low(6), high, w(6), w(7));
+  } else {
+    for (int j = 0; j < 8; j += 2) split_nibbles(low(j), 8, 0, w(j), w(j + 1));
+  }
+}
+
+// Half a block of Q6_K, 128 values of K: low halves of two words, four times two high bits.
+inline void join_six_bits(const uint8_t* __restrict low, const uint8_t* __restrict high, int8_t* __restrict w0,
+                          int8_t* __restrict w1, int8_t* __restrict w2, int8_t* __restrict w3) {
+  const uint8_t* __restrict more = low + 8 * kWordBytes;
+  for (int i = 0; i < 8 * kWordBytes; ++i) {
+    w0[i] = static_cast<int8_t>(((low[i] & 15) | ((high[i] & 3) << 4)) - 32);
+    w1[i] = static_cast<int8_t>(((more[i] & 15) | (((high[i] >> 2) & 3) << 4)) - 32);
+    w2[i] = static_cast<int8_t>(((low[i] >> 4) | (((high[i] >> 4) & 3) << 4)) - 32);
+    w3[i] = static_cast<int8_t>(((more[i] >> 4) | ((high[i] >> 6) << 4)) - 32);
   }
 }
 
@@ -78,14 +103,8 @@ inline void expand_k6(const uint8_t* block, WeightGroup* out) {
   const uint32_t* scales = as_words(high + 16 * kWordBytes);
   for (int half = 0; half < 2; ++half) {
     WeightGroup* g = out + half * 4;
-    for (int j = 0; j < 2; ++j)
-      split_nibbles(low + (half * 16 + j * 8) * kWordBytes, 8, 0, bytes_of(g[j].w), bytes_of(g[j + 2].w));
-    for (int j = 0; j < 4; ++j) {
-      const uint8_t* __restrict h = high + half * 8 * kWordBytes;
-      int8_t* __restrict w = bytes_of(g[j].w);
-      for (int i = 0; i < 8 * kWordBytes; ++i)
-        w[i] = static_cast<int8_t>((w[i] | (((h[i] >> (2 * j)) & 3) << 4)) - 32);
-    }
+    join_six_bits(low + half * 16 * kWordBytes, high + half * 8 * kWordBytes, bytes_of(g[0].w), bytes_of(g[1].w),
+                  bytes_of(g[2].w), bytes_of(g[3].w));
   }
   for (int j = 0; j < 8; ++j) {
     const uint32_t* s = scales + (j / 2) * kPanel;

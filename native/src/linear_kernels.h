@@ -20,6 +20,7 @@ struct BlockedRows {
 // Panels [panel_begin, panel_end) of one matrix times num_rows rows of activations.
 // `activations`: rows in blocks along K (see BlockedRows).
 // `y` points at column 0 of the matrix; `n` is its number of columns (the last panel may be partial).
+// With `gate`, another matrix of the same shape: y = silu(rows * gate) * (rows * this one).
 struct MatmulJob {
   QType qtype;
   Precision precision;
@@ -32,6 +33,7 @@ struct MatmulJob {
   float* y;
   int64_t ldy;
   bool add;
+  const MatmulJob* gate;
 };
 
 struct KernelTable {

@@ -9,13 +9,18 @@
 namespace tampu::detail {
 namespace {
 
+float silu(float x) { return x / (1.0f + std::exp(-x)); }
+
 void store_row(const TileOutput& output, int row, const float* sums) {
   if (!output.is_last) {
     std::memcpy(output.partial[row], sums, sizeof(float) * kPanel);
     return;
   }
   float* y = output.y + row * output.ldy;
-  for (int c = 0; c < output.num_columns; ++c) y[c] = output.add ? y[c] + sums[c] : sums[c];
+  for (int c = 0; c < output.num_columns; ++c) {
+    const float v = output.gate == nullptr ? sums[c] : silu(output.gate[row][c]) * sums[c];
+    y[c] = output.add ? y[c] + v : v;
+  }
 }
 
 void load_row(const TileOutput& output, int row, float* sums) {
@@ -135,7 +140,7 @@ void quantize_high(const float* x, int k, Int16Record* out) {
 }
 
 void silu_mul_row(const float* gate, const float* up, int n, float* out) {
-  for (int i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+  for (int i = 0; i < n; ++i) out[i] = silu(gate[i]) * up[i];
 }
 
 }  // namespace

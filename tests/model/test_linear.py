@@ -212,6 +212,19 @@ def test_add_is_store_plus_what_was_there_and_touches_nothing_else(isa: str, act
     assert np.array_equal(y[:, 45:], before[:, 45:])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_gated_layers_equal_their_two_steps_bit_for_bit(isa: str, activations: str) -> None:
+    rng = np.random.default_rng(13)
+    n, k = 75, 1024
+    parts = [(name, random_blocks(rng, name, n, k).tobytes(), n) for name in ("Q4_K", "Q6_K")]
+    fused = linear.Layer(parts, k, isa, activations)
+    x = rng.standard_normal((19, k)).astype(np.float32) * np.float32(0.05)
+    two_steps = linear.silu_mul(fused.forward(x), isa)
+    for num_parts, rows in ((1, 19), (2, 1), (3, 7), (4, 18)):
+        assert np.array_equal(fused.forward_silu_mul(x[:rows], num_parts), two_steps[:rows])
+
+
 @pytest.mark.parametrize(("activations", "precision"), MODES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_zero_tiny_and_huge_activations(isa: str, activations: str, precision: str) -> None:

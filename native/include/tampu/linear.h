@@ -38,8 +38,10 @@ class Activations {
 
 // What happens to a finished element.
 enum class Epilogue {
-  Store,    // y = v
-  Add,      // y += v (residual)
+  Store,     // y = v
+  Add,       // y += v (residual)
+  SiluMul,   // fused layer of two matrices of n columns each (gate, up): y[r * ldy + c] = silu(gate_c) * up_c for c < n;
+             // the same bits as Store followed by silu_mul, without the memory traffic between them
 };
 
 class Linear {
