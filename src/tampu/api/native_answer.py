@@ -17,6 +17,7 @@ from tampu.core.errors import TampuError
 from tampu.core.output import FinishReason, Usage
 from tampu.serving.answers import Answer
 from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta
+from tampu.serving.requests import GenerateRequest
 
 _LOG = logging.getLogger("tampu.api")
 # What the hosted service charges for this model, in neurons (the row `...-fp8-fast` of its price list).
@@ -47,20 +48,30 @@ def flat_call(call: ToolCall) -> dict[str, Any]:
     return {"name": call.name, "arguments": call.arguments}
 
 
-def result_body(answer: Answer, *, offers_tools: bool, is_json_mode: bool, config: ServerConfig) -> dict[str, Any]:
+def result_body(answer: Answer, request: GenerateRequest, config: ServerConfig) -> dict[str, Any]:
     """The `result` of a plain answer.
 
     Raises:
-        ApiError: 5024 when JSON mode was cut off before the value was complete.
+        ApiError: 5024 when JSON mode, 8006 when a demanded call was cut off before it was complete.
     """
     response: Any = answer.text
+    is_json_mode = request.response_format is not None
+    is_call_demanded = request.tool_choice.mode in ("required", "named")
+    has_called = bool(answer.tool_calls or answer.functions_run)
+    if is_call_demanded and not has_called and answer.finish_reason is FinishReason.LENGTH:
+        raise ApiError(
+            8006,
+            f"the demanded tool call was cut off after {answer.usage.completion_tokens} tokens",
+            hint="Raise max_tokens.",
+            param="max_tokens",
+        )
     calls = [flat_call(call) for call in answer.tool_calls]
     if is_json_mode and not calls:
         response = parsed_json(answer)
     elif calls and not answer.text and config.has_null_response_with_tool_calls:
         response = None
     body: dict[str, Any] = {"response": response}
-    if offers_tools or calls:
+    if request.tools or request.functions or calls:
         body["tool_calls"] = calls or [flat_call(call) for call, _ in answer.functions_run]
     body["usage"] = usage_body(answer.usage)
     body["finish_reason"] = answer.finish_reason.value

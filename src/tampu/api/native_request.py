@@ -33,7 +33,6 @@ class NativeRequest:
 
     generate: GenerateRequest
     is_stream: bool
-    offers_tools: bool
     notes: tuple[str, ...] = ()
 
 
@@ -77,8 +76,7 @@ def parse_native_request(
         generate = replace(base, prompt=payload["prompt"], is_raw=payload["raw"])
     else:
         generate = _conversation(payload, base, notes, config)
-    offers_tools = bool(generate.tools or generate.functions)
-    return NativeRequest(generate, payload["stream"], offers_tools, tuple(notes))
+    return NativeRequest(generate, payload["stream"], tuple(notes))
 
 
 def _extra(read: Callable[[], T], otherwise: T, config: ServerConfig) -> T:

@@ -72,12 +72,7 @@ async def _plain(
 ) -> NativeReply:
     async with aclosing(stream):
         (answer,) = await unless_disconnected(request.receive, fold(stream))
-    result = result_body(
-        answer,
-        offers_tools=native.offers_tools,
-        is_json_mode=native.generate.response_format is not None,
-        config=context.config,
-    )
+    result = result_body(answer, native.generate, context.config)
     headers = {"cf-ai-neurons": f"{neurons(answer.usage):.2f}"}
     return NativeReply(result=result, headers=headers, notes=native.notes)
 

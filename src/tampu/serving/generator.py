@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 
-from tampu.core.chat import ToolSpec
 from tampu.core.errors import ContextLengthError, InvalidRequestError, RequestAbortedError, TampuError
 from tampu.core.output import FinishReason, RequestOutput
 from tampu.core.request import Request
@@ -21,8 +20,8 @@ from tampu.serving.choice import Choice
 from tampu.serving.delivery import Channel, Delivery
 from tampu.serving.events import Event, Finished, TextDelta
 from tampu.serving.metrics import Metrics
-from tampu.serving.ports import GenerationEngine, TextCodec
-from tampu.serving.requests import GenerateRequest
+from tampu.serving.ports import ConstraintSource, GenerationEngine, TextCodec
+from tampu.serving.requests import GenerateRequest, callable_tools
 
 # A prompt of this many characters is tokenised in well under a millisecond; longer ones leave the event loop.
 _INLINE_PROMPT_CHARS = 2_000
@@ -57,7 +56,8 @@ class Generator:
             self._engine.start(self._delivery.deliver)
 
     def close(self) -> None:
-        """Free the tokenising thread. The engine belongs to whoever made it."""
+        """Free the threads that tokenise and compile. The engine belongs to whoever made it."""
+        self._codec.close()
         self._tokenise_pool.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -84,7 +84,8 @@ class Generator:
             )
         arrival_s = time.perf_counter()
         prompt_token_ids = await self._encode(request)
-        choices = self._choices(request, prompt_token_ids)
+        constraint = await self._codec.constraint(request)
+        choices = self._choices(request, prompt_token_ids, constraint)
         if request.echo:
             text = self._prompt_text(request, prompt_token_ids)
             for choice in choices:
@@ -148,9 +149,12 @@ class Generator:
             raise ContextLengthError(num_prompt_tokens=len(token_ids), max_tokens=max_tokens, max_model_len=limit)
         return token_ids
 
-    def _choices(self, request: GenerateRequest, prompt_token_ids: tuple[int, ...]) -> list[Choice]:
+    def _choices(
+        self, request: GenerateRequest, prompt_token_ids: tuple[int, ...], constraint: ConstraintSource | None
+    ) -> list[Choice]:
         """The engine requests of a generation, in choice order."""
-        stop_token_ids = () if request.ignore_eos else self._codec.eos_token_ids
+        # A grammar that is satisfied allows nothing but the end, so a constrained answer has to stop there.
+        stop_token_ids = () if request.ignore_eos and constraint is None else self._codec.eos_token_ids
         sampling = replace(request.sampling, stop_token_ids=stop_token_ids)
         seed = secrets.randbits(63) if request.seed is None else request.seed
         # The client's request id is for the eye; the engine's must be unique even when a client repeats one.
@@ -164,6 +168,7 @@ class Generator:
                 seed=derive_seed(seed, index),
                 lora_id=request.lora,
                 tenant=request.tenant,
+                constraint=None if constraint is None else constraint.new_constraint(),
             )
             choices.append(
                 Choice(
@@ -224,14 +229,6 @@ def _check_token_ids(request: GenerateRequest, vocab_size: int) -> None:
             raise InvalidRequestError(
                 field, f"'{field}' names token {token_id}, and the model has {vocab_size}", hint="Use its own tokens."
             )
-
-
-def callable_tools(request: GenerateRequest) -> tuple[ToolSpec, ...]:
-    """The tools the model may call: none, those that `tool_choice` names, or all."""
-    choice = request.tool_choice
-    if choice.mode == "none":
-        return ()
-    return tuple(tool for tool in request.tools if not choice.names or tool.name in choice.names)
 
 
 def _num_chars(request: GenerateRequest) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tampu.core.output import RequestOutput
-from tampu.core.request import Request
+from tampu.core.request import Request, TokenConstraint
 from tampu.core.stats import EngineHealth, EngineStats
 from tampu.serving.requests import GenerateRequest
 
@@ -60,6 +60,13 @@ class StopMatcher(Protocol):
         """What was held back; empty after a match."""
 
 
+class ConstraintSource(Protocol):
+    """A compiled grammar; makes the constraint of one request after another."""
+
+    def new_constraint(self) -> TokenConstraint:
+        """A fresh constraint."""
+
+
 class TextCodec(Protocol):
     """Everything text about one model: template, tokenizer, and the way back."""
 
@@ -74,6 +81,12 @@ class TextCodec(Protocol):
     def encode(self, request: GenerateRequest) -> tuple[int, ...]:
         """The prompt of a request, rendered and tokenised. May take long for long prompts."""
 
+    async def constraint(self, request: GenerateRequest) -> ConstraintSource | None:
+        """What the request's `response_format`, tools and `tool_choice` demand of the answer; None = nothing.
+
+        Compiles off the event loop. Raises UnsupportedSchemaError.
+        """
+
     def decoder(self) -> TokenDecoder:
         """A fresh decoder."""
 
@@ -85,3 +98,6 @@ class TextCodec(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token; empty for special tokens."""
+
+    def close(self) -> None:
+        """Free the threads that compile."""

@@ -60,3 +60,11 @@ class GenerateRequest:
     tenant: str = ""
     request_id: str = ""  # UUID shown to the client
     echo: bool = False  # /v1/completions: repeat the prompt before the answer
+
+
+def callable_tools(request: GenerateRequest) -> tuple[ToolSpec, ...]:
+    """The tools the model may call: none, those that `tool_choice` names, or all."""
+    choice = request.tool_choice
+    if choice.mode == "none":
+        return ()
+    return tuple(tool for tool in request.tools if not choice.names or tool.name in choice.names)

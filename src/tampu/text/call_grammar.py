@@ -13,7 +13,7 @@ from typing import Any
 
 from tampu.core.chat import ToolSpec
 from tampu.core.errors import UnsupportedSchemaError
-from tampu.text.grammar import Grammar, GrammarCompiler, GrammarMatching, checked, dumped, styled
+from tampu.text.grammar import Grammar, GrammarCompiler, GrammarMatching, checked, dumped, normalized, styled
 from tampu.text.json_schema import NormalizedSchemas, Schema, refuse
 
 MAX_PARALLEL_CALLS = 16
@@ -55,6 +55,27 @@ def forced_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: 
         return compiler.from_lark(f"start: call {more}\ncall: {call}\njson: {_call_json(compiler, tools, form)}")
 
     return compiler.cached(f"calls {kind} {parallel} {_tools_key(tools)}", make)
+
+
+def answer_or_calls(
+    compiler: GrammarCompiler, schema: Any, tools: Sequence[ToolSpec], *, kind: str, parallel: bool
+) -> Grammar:
+    """An answer that validates against `schema`, or calls as `forced_calls` has them: JSON mode beside tools.
+
+    Raises UnsupportedSchemaError.
+    """
+    form = CALL_FORMS[kind]
+
+    def make() -> Grammar:
+        root, definitions = checked(compiler, *normalized(schema, compiler.limits.schema))
+        call = _joined(compiler.terminal(form.before), "json", compiler.terminal(form.after))
+        more = f"({compiler.terminal(form.between)} call){{0,{MAX_PARALLEL_CALLS - 1}}}" if parallel else ""
+        answer = f"%json {json.dumps(styled(root, definitions))}"
+        calls = f"call: {call}\njson: {_call_json(compiler, tools, form)}"
+        return compiler.from_lark(f"start: answer | call {more}\nanswer: {answer}\n{calls}")
+
+    key = f"answer or calls {kind} {parallel} {dumped(schema, '')} {_tools_key(tools)}"
+    return compiler.cached(key, make)
 
 
 def auto_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: str, parallel: bool) -> AutoCallGrammar:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -23,6 +23,8 @@ from tampu.core.request import TokenConstraint
 from tampu.text.json_schema import NormalizedSchemas, Schema, SchemaLimits, refuse
 from tampu.text.schema_shape import closed, without_endless
 from tampu.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 # One blank after separators or none. Free white space lets a weak model write blanks for ever. Escapes are those that
 # JSON cannot do without: with \u, a name that is taken could be written a second time in another spelling.
@@ -142,7 +144,7 @@ class GrammarCompiler:
         self.cached_bytes = 0  # an estimate
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tampu-grammar")
 
-    async def compile(self, make: Callable[[GrammarCompiler], Grammar]) -> Grammar:
+    async def compile(self, make: Callable[[GrammarCompiler], T]) -> T:
         """Run `make` in a thread, for example `lambda c: c.json_schema(schema)`.
 
         Raises UnsupportedSchemaError, also when it takes longer than the limit.

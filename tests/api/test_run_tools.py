@@ -1,0 +1,235 @@
+"""Tools, JSON mode, functions and images through the run endpoint, over the scripted runner, which obeys masks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from scripted_server import ACCOUNT, MODEL, RUN_PATH, Server, frames_of, prompt_text
+from tampu.api.app import create_app
+from tampu.api.config import ServerConfig
+from tampu.core.request import Request
+from tampu.serving.function_rounds import FunctionRounds
+
+USER = {"role": "user", "content": "hi"}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "where"}, "days": {"type": "integer"}},
+    "required": ["city", "days"],
+}
+FLAT = {"name": "weather", "description": "The weather", "parameters": PARAMETERS}
+NESTED = {"type": "function", "function": {"name": "clock", "description": "The time", "parameters": {
+    "type": "object", "properties": {}}}}  # fmt: skip
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Lima", "days": 2}}\n</tool_call>'
+
+
+async def ask(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    return await client.post(RUN_PATH, json={"messages": [USER], **body})
+
+
+async def test_calls_come_flat_with_parsed_arguments(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: f"Let me look.\n{CALL}"
+    result = (await ask(client, tools=[FLAT, NESTED])).json()["result"]
+    assert result["tool_calls"] == [{"name": "weather", "arguments": {"city": "Lima", "days": 2}}]
+    assert result["response"].strip() == "Let me look."
+    assert result["finish_reason"] == "tool_calls"
+    assert "weather" in prompt_text(server.requests[0])
+    assert "clock" in prompt_text(server.requests[0])
+
+
+async def test_without_a_call_the_list_is_there_and_empty(server: Server, client: httpx.AsyncClient) -> None:
+    result = (await ask(client, tools=[FLAT])).json()["result"]
+    assert (result["response"], result["tool_calls"], result["finish_reason"]) == ("Hello, world", [], "stop")
+
+
+async def test_a_stream_has_one_complete_frame_for_each_call(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: f"Look: {CALL}\n{CALL}"
+    *frames, last = frames_of((await ask(client, tools=[FLAT], stream=True)).text)
+    calls = [frame for frame in frames if "tool_calls" in frame]
+    expected = {"name": "weather", "arguments": {"city": "Lima", "days": 2}}
+    assert calls == [{"response": "", "tool_calls": [{"index": index, **expected}]} for index in range(2)]
+    assert all(type(frame["response"]) is str for frame in frames)
+    assert last["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("choice", ["required", "any", {"type": "function", "function": {"name": "weather"}},
+                                    {"type": "function", "name": "weather"}])  # fmt: skip
+async def test_a_demanded_call_is_enforced_whatever_the_model_wants(
+    server: Server, client: httpx.AsyncClient, choice: Any
+) -> None:
+    server.say = lambda request: "I would rather not." * 20
+    tool = {**FLAT, "parameters": {**PARAMETERS, "properties": {"city": {"enum": ["Lima"]}, "days": {"const": 3}}}}
+    result = (await ask(client, tools=[tool], tool_choice=choice)).json()["result"]
+    assert result["tool_calls"][0] == {"name": "weather", "arguments": {"city": "Lima", "days": 3}}
+    assert result["response"] == ""
+
+
+async def test_choice_none_offers_nothing(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: CALL
+    result = (await ask(client, tools=[FLAT], tool_choice="none")).json()["result"]
+    assert (result["response"], result["tool_calls"], result["finish_reason"]) == (CALL, [], "stop")
+    assert "weather" not in prompt_text(server.requests[0])
+
+
+async def test_null_beside_calls_is_a_switch(server: Server) -> None:
+    server.say = lambda request: CALL
+    async with server.client(has_null_response_with_tool_calls=True) as client:
+        result = (await ask(client, tools=[FLAT])).json()["result"]
+    assert result["response"] is None
+
+
+@pytest.mark.parametrize(
+    "choice", ["sometimes", 5, {"type": "function"}, {"type": "function", "function": {"name": "unknown"}}]
+)
+async def test_a_choice_that_means_nothing_is_refused_by_name(client: httpx.AsyncClient, choice: Any) -> None:
+    response = await ask(client, tools=[FLAT], tool_choice=choice)
+    assert response.status_code == 400
+    assert "tool_choice" in response.json()["errors"][0]["message"]
+
+
+async def test_unusable_tools_are_left_out_with_a_note(client: httpx.AsyncClient) -> None:
+    body = (await ask(client, tools=[5, FLAT, {"description": "nameless"}, FLAT])).json()
+    notes = [note["message"] for note in body["messages"]]
+    assert notes == ["'tools/0' has no name and was left out.", "'tools/2' has no name and was left out.",
+                     "'tools/3' repeats the name 'weather' and was left out."]  # fmt: skip
+
+
+async def test_every_history_shape_gives_the_same_prompt(server: Server, client: httpx.AsyncClient) -> None:
+    arguments = {"city": "Lima", "days": 2}
+    nested = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(arguments)}}
+    as_text = json.dumps({"name": "weather", "parameters": arguments})
+    result = {"role": "tool", "content": "sunny", "name": "weather"}
+    by_id = {"role": "tool", "content": [{"type": "text", "text": "sunny"}], "tool_call_id": "c1"}
+    turns = (
+        [{"role": "assistant", "content": as_text}, result],
+        [{"role": "assistant", "content": json.dumps({"name": "weather", "arguments": arguments})}, result],
+        [{"role": "assistant", "content": "", "tool_calls": [nested]}, {**result, "tool_call_id": "c1"}],
+        [{"role": "assistant", "content": None, "tool_calls": [nested]}, by_id],
+        [{"role": "assistant", "tool_calls": [nested]}, by_id],
+        [{"role": "assistant", "content": as_text, "tool_calls": [nested]}, result],
+        [{"role": "assistant", "content": "", "tool_calls": [{"name": "weather", "arguments": arguments}]}, result],
+    )
+    for turn in turns:
+        response = await client.post(RUN_PATH, json={"messages": [USER, *turn], "tools": [FLAT]})
+        assert response.status_code == 200, response.text
+    assert len({request.prompt_token_ids for request in server.requests}) == 1
+    assert "sunny" in prompt_text(server.requests[0])
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"const": 1}, "b": {"enum": ["x"]}}, "required": ["a", "b"],
+          "additionalProperties": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}},
+        {"guided_json": SCHEMA},
+    ],
+)
+async def test_json_mode_gives_a_parsed_value(server: Server, client: httpx.AsyncClient, extra: dict[str, Any]) -> None:
+    server.say = lambda request: "no JSON here"
+    plain = (await ask(client, **extra)).json()["result"]
+    assert plain["response"] == {"a": 1, "b": "x"}
+    streamed = frames_of((await ask(client, **extra, stream=True)).text)
+    assert json.loads("".join(frame["response"] for frame in streamed)) == {"a": 1, "b": "x"}
+
+
+async def test_json_object_mode_and_a_bare_prompt(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: '{"free": [1, "two"]}'
+    body = {"prompt": "hi", "response_format": {"type": "json_object"}}
+    response = await client.post(RUN_PATH, json=body)
+    assert response.json()["result"]["response"] == {"free": [1, "two"]}
+
+
+async def test_json_mode_beside_tools_gives_either(server: Server, client: httpx.AsyncClient) -> None:
+    extra = {"tools": [FLAT], "response_format": {"type": "json_schema", "json_schema": SCHEMA}}
+    server.say = lambda request: '{"a": 1, "b": "x"}'
+    assert (await ask(client, **extra)).json()["result"]["response"] == {"a": 1, "b": "x"}
+    server.say = lambda request: CALL
+    result = (await ask(client, **extra)).json()["result"]
+    assert (result["response"], result["finish_reason"]) == ("", "tool_calls")
+
+
+async def test_what_is_cut_off_says_so(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: '{"free": "' + "x" * 500
+    json_mode = await ask(client, response_format={"type": "json_object"}, max_tokens=20)
+    assert (json_mode.status_code, json_mode.json()["errors"][0]["code"]) == (400, 5024)
+    assert json_mode.json()["errors"][0]["message"].startswith("AiError: JSON Mode couldn't be met. The answer was cut")
+    forced = await ask(client, tools=[FLAT], tool_choice="required", max_tokens=20)
+    assert (forced.status_code, forced.json()["errors"][0]["code"]) == (400, 8006)
+
+
+async def test_schemas_we_cannot_honour_are_refused_by_keyword_and_path(client: httpx.AsyncClient) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}, "required": ["a"]}
+    response = await ask(client, response_format={"type": "json_schema", "json_schema": schema})
+    assert response.status_code == 400
+    message = response.json()["errors"][0]["message"]
+    assert "uniqueItems" in message
+    assert "/properties/a" in message
+    odd_tool = {**FLAT, "parameters": schema}
+    demanded = await ask(client, tools=[odd_tool], tool_choice="required")
+    assert demanded.status_code == 400
+    assert (await ask(client, tools=[odd_tool])).status_code == 200
+
+
+async def test_strict_mode_refuses_json_with_streaming(strict: httpx.AsyncClient) -> None:
+    response = await ask(strict, response_format={"type": "json_object"}, stream=True)
+    assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 5023)
+    hosted = "AiError: JSON Schema mode is not supported with stream mode."
+    assert response.json()["errors"][0]["message"] == hosted
+
+
+async def test_an_image_is_refused_or_dropped_with_a_note(server: Server, client: httpx.AsyncClient) -> None:
+    refused = await ask(client, image=[1, 2, 3])
+    assert refused.status_code == 400
+    assert "'image'" in refused.json()["errors"][0]["message"]
+    async with server.client(is_image_ignored=True) as lenient:
+        dropped = await ask(lenient, image="binary")
+    assert dropped.status_code == 200
+    assert "'image' was ignored" in dropped.json()["messages"][0]["message"]
+
+
+class Adder:
+    """A sandbox that adds."""
+
+    async def call(self, code: str, arguments: dict[str, Any]) -> str:
+        return json.dumps(sum(arguments.values()))
+
+
+async def test_functions_run_here_and_tools_come_back(server: Server) -> None:
+    def say(request: Request) -> str:
+        told = prompt_text(request)
+        return "It is 5." if "<tool_response>" in told or "\n5" in told else (
+            '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
+        )  # fmt: skip
+
+    server.say = say
+    services = replace(server.services, generator=FunctionRounds(server.generator, Adder()))
+    transport = httpx.ASGITransport(create_app(services, ServerConfig()))
+    function = {"name": "add", "code": "/** Adds. */ ({a, b}) => a + b"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        result = (await ask(client, functions=[function])).json()["result"]
+        streamed = frames_of((await ask(client, functions=[function], stream=True)).text)
+    assert result["response"] == "It is 5."
+    assert result["tool_calls"] == [{"name": "add", "arguments": {"a": 2, "b": 3}}]
+    assert result["finish_reason"] == "stop"
+    assert "".join(frame["response"] for frame in streamed) == "It is 5."
+    assert not any("tool_calls" in frame for frame in streamed)
+
+
+async def test_functions_are_refused_where_they_cannot_run(server: Server, client: httpx.AsyncClient) -> None:
+    function = {"name": "add", "code": "() => 1"}
+    cannot = await ask(client, functions=[function])
+    async with server.client(enables_functions=False) as closed:
+        may_not = await ask(closed, functions=[function])
+    for response in (cannot, may_not):
+        assert response.status_code == 400
+        assert "--enable-functions" in response.json()["errors"][0]["message"]
+    path = f"/client/v4/accounts/{ACCOUNT}/ai/run/{MODEL}"
+    assert (await client.post(path, json={"messages": [USER], "functions": []})).status_code == 200
