@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -141,6 +142,12 @@ def test_a_wrong_script_is_refused_by_name(tmp_path: Path, text: str, problem: s
     with pytest.raises(ConfigError, match=r"mock script .*script\.yaml") as caught:
         script_of(tmp_path, text)
     assert problem in str(caught.value)
+
+
+def test_the_documented_script_is_a_script(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "mock.md").read_text("utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(script_of(tmp_path, example).rules) == 5
 
 
 def test_a_cut_stream_breaks_the_connection() -> None:

@@ -107,7 +107,8 @@ async def test_only_a_raw_prompt_may_spell_special_tokens(server: Server, client
 async def test_page_defaults_and_parameters_reach_the_engine(server: Server, client: httpx.AsyncClient) -> None:
     await client.post(RUN_PATH, json={"prompt": "hi"})
     body = {"max_tokens": 7, "temperature": 0, "top_p": 0.5, "top_k": 3, "seed": 42, "repetition_penalty": 1.1,
-            "frequency_penalty": 0.2, "presence_penalty": 0.3, "min_p": 0.1}  # fmt: skip
+            "frequency_penalty": 0.2, "presence_penalty": 0.3, "min_p": 0.1,
+            "logit_bias": {"65": -3, "7": 2.5}}  # fmt: skip
     await client.post(RUN_PATH, json={"messages": [USER], **body})
     first, second = (request.sampling_params for request in server.requests)
     assert (first.max_tokens, first.temperature, first.top_k, first.top_p) == (256, 0.6, 0, 1.0)
@@ -115,7 +116,7 @@ async def test_page_defaults_and_parameters_reach_the_engine(server: Server, cli
     assert server.requests[1].seed == 42
     assert (second.max_tokens, second.temperature, second.top_p, second.top_k) == (7, 0.0, 0.5, 3)
     assert (second.repetition_penalty, second.frequency_penalty, second.presence_penalty) == (1.1, 0.2, 0.3)
-    assert second.min_p == 0.1
+    assert (second.min_p, second.logit_bias) == (0.1, ((65, -3.0), (7, 2.5)))
 
 
 async def test_without_a_seed_each_request_draws_its_own(server: Server, client: httpx.AsyncClient) -> None:
@@ -180,6 +181,8 @@ async def test_refusals_carry_the_hosted_text_and_in_default_mode_a_hint(
         (b'{"prompt": "hi", "image": [1, 2]}', 400, 8001, "AiError: Invalid input: the parameter 'image'"),
         (b'{"prompt": "hi", "lora": "mine"}', 405, 5005, f"AiError: LoRA unsupported: The model {MODEL} does not"),
         (b'{"prompt": "hi", "min_p": 2}', 400, 5006, "AiError: Bad input: Error: 'min_p' must be a number"),
+        (b'{"prompt": "hi", "logit_bias": {"x": 1}}', 400, 5006, "AiError: Bad input: Error: 'logit_bias' must map"),
+        (b'{"prompt": "hi", "logit_bias": {"999": 1}}', 400, 5006, "AiError: Bad input: Error: 'logit_bias/999'"),
         (b'{"prompt": "hi", "stop": {}}', 400, 5006, "AiError: Bad input: Error: 'stop' must be"),
     ],
 )  # fmt: skip

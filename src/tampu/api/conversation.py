@@ -13,7 +13,6 @@ from tampu.core.chat import Message, ToolCall, ToolSpec
 from tampu.core.errors import InvalidRequestError
 
 _TEXT_PART_TYPES = (None, "text", "input_text", "output_text")
-_ROLES: dict[str, str] = {"developer": "system", "function": "tool"}
 
 
 def content_text(content: Any, field: str) -> str:
@@ -45,48 +44,35 @@ def content_text(content: Any, field: str) -> str:
 
 
 def parse_messages(messages: Sequence[Any], field: str = "messages") -> tuple[Message, ...]:
-    """A conversation in canonical form: equal histories give equal values, however the client spelled them.
+    """A conversation as the client spelled it; `text` brings equal histories into one form.
 
     Raises:
         InvalidRequestError: for an item that is no message, naming it.
     """
     parsed: list[Message] = []
-    names_by_id: dict[str, str] = {}
     for index, item in enumerate(messages):
         where = f"{field}/{index}"
         if not isinstance(item, dict) or not isinstance(item.get("role"), str):
             raise InvalidRequestError(
                 where, f"'{where}' must be an object with a role", hint='Send {"role", "content"}.'
             )
-        role = _canonical_role(item["role"])
-        text = content_text(item.get("content"), f"{where}/content")
-        if role == "tool":
-            call_id = item.get("tool_call_id")
-            name = item.get("name")
-            if not isinstance(name, str) and isinstance(call_id, str):
-                name = names_by_id.get(call_id)
-            parsed.append(Message("tool", text, name=name if isinstance(name, str) else None))
-            continue
-        calls: tuple[ToolCall, ...] = ()
-        if role == "assistant":
-            calls = _tool_calls(item, names_by_id)
-            called = _calls_in_text(text)
-            followed_by_result = index + 1 < len(messages) and _is_tool_turn(messages[index + 1])
-            if called and (calls or followed_by_result):
-                text, calls = "", calls or called
-        parsed.append(Message(role, text, calls))
+        parsed.append(
+            Message(
+                item["role"],
+                content_text(item.get("content"), f"{where}/content"),
+                _tool_calls(item) if item["role"] == "assistant" else (),
+                name=_text_or_none(item.get("name")),
+                tool_call_id=_text_or_none(item.get("tool_call_id")),
+            )
+        )
     return tuple(parsed)
 
 
-def _canonical_role(role: str) -> str:
-    return _ROLES.get(role, role)
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
-def _is_tool_turn(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("role") in ("tool", "function")
-
-
-def _tool_calls(item: dict[str, Any], names_by_id: dict[str, str]) -> tuple[ToolCall, ...]:
+def _tool_calls(item: dict[str, Any]) -> tuple[ToolCall, ...]:
     """The calls of an assistant turn: OpenAI's nested entries, flat ones, or the old single `function_call`."""
     entries = item.get("tool_calls")
     if not isinstance(entries, list):
@@ -98,11 +84,9 @@ def _tool_calls(item: dict[str, Any], names_by_id: dict[str, str]) -> tuple[Tool
         function = entry.get("function")
         source = function if isinstance(function, dict) else entry
         name = source.get("name")
-        if not isinstance(name, str):
-            continue
-        if isinstance(entry.get("id"), str):
-            names_by_id[entry["id"]] = name
-        calls.append(ToolCall(name, _arguments(source.get("arguments", source.get("parameters")))))
+        if isinstance(name, str):
+            arguments = _arguments(source.get("arguments", source.get("parameters")))
+            calls.append(ToolCall(name, arguments, _text_or_none(entry.get("id")) or ""))
     return tuple(calls)
 
 
@@ -116,25 +100,6 @@ def _arguments(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     return value if isinstance(value, dict) else {"arguments": value}
-
-
-def _calls_in_text(text: str) -> tuple[ToolCall, ...]:
-    """Calls that a client wrote as JSON text, as the documented examples do; empty when the text is anything else."""
-    stripped = text.strip()
-    if not (stripped.startswith(("{", "[")) and stripped.endswith(("}", "]"))):
-        return ()
-    try:
-        value = json.loads(stripped)
-    except (ValueError, RecursionError):
-        return ()
-    calls = []
-    for entry in value if isinstance(value, list) else [value]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            return ()
-        if not (entry.keys() & {"arguments", "parameters"}):
-            return ()
-        calls.append(ToolCall(entry["name"], _arguments(entry.get("arguments", entry.get("parameters")))))
-    return tuple(calls)
 
 
 def parse_tools(tools: Sequence[Any], notes: list[str], field: str = "tools") -> tuple[ToolSpec, ...]:

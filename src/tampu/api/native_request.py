@@ -15,7 +15,7 @@ from tampu.api.config import ServerConfig
 from tampu.api.conversation import content_text, parse_messages, parse_tools
 from tampu.api.errors import ApiError
 from tampu.api.run_schema import INPUT_SCHEMA
-from tampu.api.wire_options import parse_response_format, parse_stop, parse_tool_choice
+from tampu.api.wire_options import parse_logit_bias, parse_response_format, parse_stop, parse_tool_choice
 from tampu.core.errors import InvalidRequestError
 from tampu.core.sampling_params import SamplingParams
 from tampu.serving.requests import FunctionSpec, GenerateRequest, ResponseFormat, ToolChoice
@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _PROMPT_BRANCH = 0
 _NO_STOPS: tuple[str, ...] = ()
+_NO_BIAS: tuple[tuple[int, float], ...] = ()
 _PATH = re.compile(r"'(/[^']*)'")
 
 
@@ -64,7 +65,11 @@ def parse_native_request(
         raise ApiError(5005, model, param="lora", hint="Leave 'lora' out: no adapter is loaded here.")
     base = GenerateRequest(
         model=model,
-        sampling=_sampling(payload, min_p=_extra(lambda: _min_p(payload), 0.0, config)),
+        sampling=_sampling(
+            payload,
+            min_p=_extra(lambda: _min_p(payload), 0.0, config),
+            logit_bias=_extra(lambda: parse_logit_bias(payload.get("logit_bias")), _NO_BIAS, config),
+        ),
         seed=int(payload["seed"]) if "seed" in payload else None,
         stop=_extra(lambda: parse_stop(payload.get("stop")), _NO_STOPS, config),
         ignore_eos=payload.get("ignore_eos") is True,
@@ -202,12 +207,13 @@ def _response_format(payload: dict[str, Any]) -> ResponseFormat | None:
     return ResponseFormat(guided)
 
 
-def _sampling(payload: dict[str, Any], *, min_p: float) -> SamplingParams:
+def _sampling(payload: dict[str, Any], *, min_p: float, logit_bias: tuple[tuple[int, float], ...]) -> SamplingParams:
     return SamplingParams(
         temperature=float(payload["temperature"]),
         top_k=int(payload.get("top_k", 0)),
         top_p=float(payload.get("top_p", 1.0)),
         min_p=min_p,
+        logit_bias=logit_bias,
         repetition_penalty=float(payload.get("repetition_penalty", 1.0)),
         frequency_penalty=float(payload.get("frequency_penalty", 0.0)),
         presence_penalty=float(payload.get("presence_penalty", 0.0)),

@@ -9,6 +9,7 @@ from tampu.serving.requests import ResponseFormat, ToolChoice
 
 MAX_STOP_STRINGS = 64
 _MAX_STOP_CHARS = 1024
+_MAX_BIASES = 1024
 
 
 def parse_stop(value: Any, field: str = "stop") -> tuple[str, ...]:
@@ -27,6 +28,26 @@ def parse_stop(value: Any, field: str = "stop") -> tuple[str, ...]:
             field, f"'{field}' must hold at most {MAX_STOP_STRINGS} strings of at most {_MAX_STOP_CHARS} characters"
         )
     return tuple(dict.fromkeys(stop for stop in stops if stop))
+
+
+def parse_logit_bias(value: Any, field: str = "logit_bias") -> tuple[tuple[int, float], ...]:
+    """Token ids, as JSON spells keys, to what is added to their logits (-100 to 100).
+
+    Raises:
+        InvalidRequestError: naming the entry at fault.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, dict) or len(value) > _MAX_BIASES:
+        raise InvalidRequestError(field, f"'{field}' must map at most {_MAX_BIASES} token ids to numbers")
+    biases = []
+    for key, bias in value.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise InvalidRequestError(field, f"'{field}' must map token ids, not {key[:40]!r}")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise InvalidRequestError(f"{field}/{key}", f"'{field}/{key}' must be a number from -100 to 100")
+        biases.append((int(key), float(bias)))
+    return tuple(biases)
 
 
 def parse_tool_choice(value: Any, field: str = "tool_choice") -> ToolChoice:
