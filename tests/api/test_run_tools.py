@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from scripted_server import ACCOUNT, MODEL, RUN_PATH, Server, frames_of, prompt_text
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
+from tampu.core.chat import ToolSpec
 from tampu.core.request import Request
 from tampu.serving.function_rounds import FunctionRounds
 
@@ -198,7 +200,10 @@ async def test_an_image_is_refused_or_dropped_with_a_note(server: Server, client
 class Adder:
     """A sandbox that adds."""
 
-    async def call(self, code: str, arguments: dict[str, Any]) -> str:
+    def describe(self, code: str, name: str = "") -> ToolSpec:
+        return ToolSpec(name, "Adds.", {"type": "object"})
+
+    async def call(self, code: str, arguments: Mapping[str, Any], name: str = "") -> str:
         return json.dumps(sum(arguments.values()))
 
 

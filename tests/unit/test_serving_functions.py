@@ -1,14 +1,12 @@
-"""Embedded functions: what the model is told about them, and the rounds of calling them."""
+"""Embedded functions: the rounds of calling them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tampu.core.chat import Message, ToolCall, ToolSpec
 from tampu.core.errors import InvalidRequestError
@@ -17,79 +15,7 @@ from tampu.core.sampling_params import SamplingParams
 from tampu.serving.answers import Answer, fold
 from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta
 from tampu.serving.function_rounds import MAX_ROUNDS, FunctionRounds
-from tampu.serving.function_signature import function_tool
 from tampu.serving.requests import FunctionSpec, GenerateRequest, ToolChoice
-
-JSDOC = """
-/**
- * Adds two numbers
- * and says so.
- * @param {Object} args
- * @param {number} args.a - the first
- *   of the two
- * @param {integer} args.b the second
- * @param {('x'|'y')} [args.c]
- * @param {string[]} [args.tags=[]] labels
- * @returns {number}
- */
-async function add({ a, b }) { return a + b }
-"""
-
-
-def parameters_of(code: str) -> dict[str, Any]:
-    return function_tool(FunctionSpec("f", code), 0).parameters
-
-
-def test_a_jsdoc_comment_says_it_all() -> None:
-    tool = function_tool(FunctionSpec("add", JSDOC), 0)
-    assert tool == ToolSpec("add", "Adds two numbers and says so.", {
-        "type": "object",
-        "properties": {
-            "a": {"type": "number", "description": "the first of the two"},
-            "b": {"type": "integer", "description": "the second"},
-            "c": {"type": "string", "enum": ["x", "y"]},
-            "tags": {"type": "array", "items": {"type": "string"}, "description": "labels"},
-        },
-        "required": ["a", "b"],
-    })  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("code", "properties", "required"),
-    [
-        ("({ a, b = 1, c: other, ...rest }) => a", ["a", "b", "c"], ["a", "c"]),
-        ("async ({a={x: 1, y: [2]}, b = 'a,}'}) => 1", ["a", "b"], []),
-        ("function named({ city /* where */, // why\n unit }) {}", ["city", "unit"], ["city", "unit"]),
-        ("async function({x}){}", ["x"], ["x"]),
-        ("(args) => args.a", [], []),
-        ("() => 1", [], []),
-        ("not javascript {", [], []),
-    ],
-)
-def test_without_a_comment_names_come_from_the_destructured_argument(
-    code: str, properties: list[str], required: list[str]
-) -> None:
-    parameters = parameters_of(code)
-    assert list(parameters["properties"]) == properties
-    assert parameters["required"] == required
-
-
-def test_literal_types_become_an_enumeration() -> None:
-    code = "/** @param {'c'|\"f\"} unit */ ({unit}) => unit"
-    assert parameters_of(code)["properties"] == {"unit": {"type": "string", "enum": ["c", "f"]}}
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(st.sampled_from("/**@param {}[]()=,.:'\"`ab\n \\")))
-def test_no_code_breaks_the_reader(code: str) -> None:
-    if code.strip():
-        assert function_tool(FunctionSpec("f", code), 0).parameters["type"] == "object"
-
-
-@pytest.mark.parametrize("function", [FunctionSpec("", "x"), FunctionSpec("f", " "), FunctionSpec("f", "x" * 70_000)])
-def test_unusable_functions_are_refused_by_name(function: FunctionSpec) -> None:
-    with pytest.raises(InvalidRequestError, match="functions/3"):
-        function_tool(function, 3)
 
 
 class FakeSandbox:
@@ -98,8 +24,11 @@ class FakeSandbox:
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
 
-    async def call(self, code: str, arguments: dict[str, Any]) -> str:
-        self.calls.append((code, arguments))
+    def describe(self, code: str, name: str = "") -> ToolSpec:
+        return ToolSpec(name, code)
+
+    async def call(self, code: str, arguments: Mapping[str, Any], name: str = "") -> str:
+        self.calls.append((code, dict(arguments)))
         return json.dumps(sum(arguments.values()))
 
 
@@ -202,7 +131,15 @@ async def test_requests_without_functions_pass_through() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"functions": (ADD, ADD)}, {"tools": (ToolSpec("add"),)}, {"n": 2}, {"functions": (ADD,) * 100}]
+    "changes",
+    [
+        {"functions": (FunctionSpec("", "x"),)},
+        {"functions": (FunctionSpec("f", " "),)},
+        {"functions": (ADD, ADD)},
+        {"tools": (ToolSpec("add"),)},
+        {"n": 2},
+        {"functions": (ADD,) * 100},
+    ],
 )
 async def test_what_cannot_be_served_is_refused(changes: dict[str, Any]) -> None:
     generator = FakeGenerator(once_then_text)

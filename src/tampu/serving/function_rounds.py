@@ -7,7 +7,7 @@ of the client are never run here: a round that calls one ends the generation wit
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -17,19 +17,22 @@ from tampu.core.errors import InvalidRequestError
 from tampu.core.output import FinishReason, Usage
 from tampu.serving.answers import Answer, fold
 from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta
-from tampu.serving.function_signature import function_tool
 from tampu.serving.requests import GenerateRequest, ToolChoice
 
 MAX_ROUNDS = 5
 MAX_FUNCTIONS = 64
+MAX_CODE_CHARS = 64_000
 
 
 class FunctionSandbox(Protocol):
-    """Runs JavaScript where it can do no harm."""
+    """Runs JavaScript where it can do no harm (`tampu.sandbox`)."""
 
-    async def call(self, code: str, arguments: dict[str, Any]) -> str:
+    def describe(self, code: str, name: str = "") -> ToolSpec:
+        """The tool that a function is for the model; reads the code, never runs it."""
+
+    async def call(self, code: str, arguments: Mapping[str, Any], name: str = "") -> str:
         """Call the function with one object; the JSON text of what it returned, or of `{"error": ...}`. Never raises
-        for what the code does."""
+        for what the code does. Raises OverloadedError when too many calls wait."""
 
 
 class PlainGenerator(Protocol):
@@ -79,7 +82,7 @@ class FunctionRounds:
         return self._rounds(request) if request.functions else self._generator.stream(request)
 
     async def _rounds(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        tools = _offered_tools(request)
+        tools = self._offered_tools(request)
         code_by_name = {function.name: function.code for function in request.functions}
         if request.n > 1:
             raise InvalidRequestError("n", "'n' must be 1 with functions")
@@ -103,7 +106,9 @@ class FunctionRounds:
             usage += done.finished.usage
             for_client = [call for call in done.calls if call.name not in code_by_name]
             mine = [call for call in done.calls if call.name in code_by_name]
-            results = [(call, await self._sandbox.call(code_by_name[call.name], call.arguments)) for call in mine]
+            results = [
+                (call, await self._sandbox.call(code_by_name[call.name], call.arguments, call.name)) for call in mine
+            ]
             functions_run += results
             if not mine or for_client:
                 for event in _last_events(done, for_client, usage, tuple(functions_run)):
@@ -112,22 +117,29 @@ class FunctionRounds:
             turns = (Message("tool", result, name=call.name, tool_call_id=call.call_id) for call, result in results)
             history = (*history, Message("assistant", done.text, tuple(mine)), *turns)
 
+    def _offered_tools(self, request: GenerateRequest) -> tuple[ToolSpec, ...]:
+        """The client's tools and the functions as tools.
 
-def _offered_tools(request: GenerateRequest) -> tuple[ToolSpec, ...]:
-    """The client's tools and the functions as tools. Raises InvalidRequestError for a name used twice."""
-    if len(request.functions) > MAX_FUNCTIONS:
-        raise InvalidRequestError("functions", f"'functions' must hold at most {MAX_FUNCTIONS} functions")
-    tools = list(request.tools)
-    for index, function in enumerate(request.functions):
-        tool = function_tool(function, index)
-        if any(each.name == tool.name for each in tools):
-            raise InvalidRequestError(
-                f"functions/{index}/name",
-                f"'functions/{index}/name' repeats {tool.name!r}",
-                hint="Give it its own name.",
-            )
-        tools.append(tool)
-    return tuple(tools)
+        Raises:
+            InvalidRequestError: for a function without name or code, and for a name used twice.
+        """
+        if len(request.functions) > MAX_FUNCTIONS:
+            raise InvalidRequestError("functions", f"'functions' must hold at most {MAX_FUNCTIONS} functions")
+        tools = list(request.tools)
+        for index, function in enumerate(request.functions):
+            where = f"functions/{index}"
+            if not function.name or any(tool.name == function.name for tool in tools):
+                raise InvalidRequestError(
+                    f"{where}/name",
+                    f"'{where}/name' is empty or repeats {function.name!r}",
+                    hint="Give it its own name.",
+                )
+            if not function.code.strip() or len(function.code) > MAX_CODE_CHARS:
+                raise InvalidRequestError(
+                    f"{where}/code", f"'{where}/code' must hold a function of at most {MAX_CODE_CHARS} characters"
+                )
+            tools.append(self._sandbox.describe(function.code, function.name))
+        return tuple(tools)
 
 
 def _choice_after_results(choice: ToolChoice) -> ToolChoice:
