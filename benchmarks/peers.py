@@ -45,9 +45,12 @@ def ours_offline(model: Path, threads: int, streams: list[int], prompt: int, gen
 
 def machine_limits(threads: int) -> dict[str, float]:
     """Streaming-read bandwidth (GB/s) and int8 dot-product peak (Gop/s), measured now."""
-    from tampu import _native
+    from tampu._native import linear
 
-    return {"read_gb_s": _native.bench_read_bandwidth(threads), "int8_gop_s": _native.bench_int8_peak(threads)}
+    return {
+        "read_gb_s": linear.stream_read_bytes_per_s(128 << 20, threads, 1.0) / 1e9,
+        "int8_gop_s": linear.int8_dot_ops_per_s(threads, 0.5) / 1e9,
+    }
 
 
 async def http_measurements(port: int, streams: list[int], prompts_salt: str, max_tokens: int) -> dict[str, Any]:
@@ -203,7 +206,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="GGUF file; default the bundled model")
     parser.add_argument("--shape", choices=["llama-3.1-8b"], help="random weights of this shape instead of a model")
-    parser.add_argument("--quantization", choices=["Q4_0", "Q4_K"], default="Q4_0", help="with --shape")
+    parser.add_argument("--quantization", choices=["Q4_0", "Q4_K_M"], default="Q4_0", help="with --shape")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=2)
@@ -228,7 +231,7 @@ def subject(args: argparse.Namespace) -> Path:
             HOME.mkdir(exist_ok=True)
             subprocess.run(
                 [sys.executable, "-m", "benchmarks.make_random_llama", "--shape", args.shape,
-                 "--quantization", args.quantization, str(path)],
+                 "--type", args.quantization, str(path)],
                 check=True,
             )  # fmt: skip
         return path
