@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from typing import Protocol
 
 from tampu.core.tokenizer_spec import TokenizerSpec
-from tampu.text.grammar import Grammar, GrammarCompiler
+from tampu.text.grammar import GrammarCompiler, GrammarMatching
 from tampu.text.tokenizer import Tokenizer, load_tokenizer
 
 EOS = 256
@@ -46,14 +47,21 @@ def is_allowed(mask: bytes | None, token_id: int) -> bool:
     return mask is None or bool(mask[token_id // 8] >> (token_id % 8) & 1)
 
 
-def accepts(grammar: Grammar, text: str) -> bool:
+class Matchable(Protocol):
+    """A grammar, or what holds one."""
+
+    def new_matching(self) -> GrammarMatching:
+        """Start to match."""
+
+
+def accepts(grammar: Matchable, text: str) -> bool:
     """True when the grammar allows exactly this text and then the end."""
     matching = grammar.new_matching()
     data = text.encode()
     return matching.accept_tokens(data) and is_allowed(matching.next_mask(), EOS)
 
 
-def random_answer(grammar: Grammar, rng: random.Random, *, max_tokens: int = 3000) -> str:
+def random_answer(grammar: Matchable, rng: random.Random, *, max_tokens: int = 3000) -> str:
     """What a model with random logits writes under a grammar; after 60 tokens it would rather come to an end."""
     matching = grammar.new_matching()
     written = bytearray()

@@ -102,6 +102,19 @@ def test_what_the_template_writes_of_a_call_is_what_the_grammar_allows(kind: str
     assert accepts(forced_calls(byte_compiler(), TOOLS, kind=kind, parallel=True), prompt[start:end])
 
 
+def test_a_repeated_call_is_the_last() -> None:
+    constraint = forced_calls(byte_compiler(), TOOLS, kind="llama3", parallel=True).new_constraint()
+    now = b'{"name": "now", "parameters": {}}'
+    weather = b'{"name": "get_weather", "parameters": {"city": "A"}}'
+    walk(constraint, list(now + b"; " + weather))
+    mask = constraint.next_mask()
+    assert is_allowed(mask, ord(";"))
+    assert is_allowed(mask, EOS)
+    walk(constraint, list(b"; " + now))
+    mask = constraint.next_mask()
+    assert [token_id for token_id in range(VOCAB_SIZE) if is_allowed(mask, token_id)] == [EOS]
+
+
 def test_a_tool_whose_schema_cannot_be_enforced_is_refused_by_its_path() -> None:
     bad = ToolSpec("bad", "", {"type": "object", "properties": {"a": {"not": {"type": "string"}}}})
     for make in (forced_calls, auto_calls):

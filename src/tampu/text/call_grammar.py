@@ -13,8 +13,10 @@ from typing import Any
 
 from tampu.core.chat import ToolSpec
 from tampu.core.errors import UnsupportedSchemaError
+from tampu.text.detokenizer import Detokenizer
 from tampu.text.grammar import Grammar, GrammarCompiler, GrammarMatching, checked, dumped, normalized, styled
 from tampu.text.json_schema import NormalizedSchemas, Schema, refuse
+from tampu.text.tool_calls import ToolCallParser, ToolCallPiece
 
 MAX_PARALLEL_CALLS = 16
 _MAX_HEAD_BYTES = 512  # of a call's beginning, up to the end of the tool's name
@@ -42,7 +44,7 @@ CALL_FORMS = {
 }
 
 
-def forced_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: str, parallel: bool) -> Grammar:
+def forced_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: str, parallel: bool) -> CallsGrammar:
     """An answer that is one call to one of the tools (or one to sixteen calls, when `parallel`) and nothing else.
 
     `kind` is the chat template's. Raises UnsupportedSchemaError with the path `/tools/INDEX/parameters/...`.
@@ -54,12 +56,13 @@ def forced_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: 
         more = f"({compiler.terminal(form.between)} call){{0,{MAX_PARALLEL_CALLS - 1}}}" if parallel else ""
         return compiler.from_lark(f"start: call {more}\ncall: {call}\njson: {_call_json(compiler, tools, form)}")
 
-    return compiler.cached(f"calls {kind} {parallel} {_tools_key(tools)}", make)
+    grammar = compiler.cached(f"calls {kind} {parallel} {_tools_key(tools)}", make)
+    return CallsGrammar(grammar, compiler, tuple(tools))
 
 
 def answer_or_calls(
     compiler: GrammarCompiler, schema: Any, tools: Sequence[ToolSpec], *, kind: str, parallel: bool
-) -> Grammar:
+) -> CallsGrammar:
     """An answer that validates against `schema`, or calls as `forced_calls` has them: JSON mode beside tools.
 
     Raises UnsupportedSchemaError.
@@ -75,7 +78,7 @@ def answer_or_calls(
         return compiler.from_lark(f"start: answer | call {more}\nanswer: {answer}\n{calls}")
 
     key = f"answer or calls {kind} {parallel} {dumped(schema, '')} {_tools_key(tools)}"
-    return compiler.cached(key, make)
+    return CallsGrammar(compiler.cached(key, make), compiler, tuple(tools))
 
 
 def auto_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: str, parallel: bool) -> AutoCallGrammar:
@@ -146,6 +149,53 @@ def _call_schema(name: str, arguments_key: str, arguments: Schema) -> Schema:
         "required": ["name", arguments_key],
         "additionalProperties": False,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class CallsGrammar:
+    """What `forced_calls` compiles: makes a constraint for each request."""
+
+    grammar: Grammar
+    compiler: GrammarCompiler
+    tools: tuple[ToolSpec, ...]
+
+    def new_matching(self) -> GrammarMatching:
+        """The bare grammar, in which calls may repeat."""
+        return self.grammar.new_matching()
+
+    def new_constraint(self) -> CallsConstraint:
+        """A fresh constraint, for one request."""
+        return CallsConstraint(self)
+
+
+class CallsConstraint:
+    """A grammar of calls, which ends the answer after a call that repeats an earlier one: a `TokenConstraint`.
+
+    A weak model that may write several calls is apt to write one again and again until `max_tokens` cuts it off.
+    """
+
+    def __init__(self, calls: CallsGrammar) -> None:
+        self._matching = calls.new_matching()
+        self._compiler = calls.compiler
+        self._decoder = Detokenizer(calls.compiler.tokenizer)
+        self._parser = ToolCallParser(calls.tools)
+        self._seen: set[str] = set()
+        self._has_repeated = False
+
+    def next_mask(self) -> bytes | None:
+        """See TokenConstraint."""
+        if self._has_repeated and self._matching.may_end:
+            return self._compiler.end_mask
+        return self._matching.next_mask()
+
+    def accept(self, token_id: int) -> None:
+        """See TokenConstraint."""
+        self._matching.accept(token_id)
+        for piece in self._parser.feed(self._decoder.add([token_id])):
+            if isinstance(piece, ToolCallPiece):
+                spelled = json.dumps([piece.call.name, piece.call.arguments])
+                self._has_repeated = self._has_repeated or spelled in self._seen
+                self._seen.add(spelled)
 
 
 @dataclass(frozen=True, slots=True)

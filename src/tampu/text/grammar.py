@@ -119,6 +119,11 @@ class GrammarMatching:
         return bool(self._matcher.try_consume_tokens(list(token_ids)) == len(token_ids))
 
     @property
+    def may_end(self) -> bool:
+        """True when the grammar is satisfied."""
+        return bool(self._matcher.is_accepting())
+
+    @property
     def is_complete(self) -> bool:
         """True when the grammar is satisfied and allows nothing more."""
         return bool(self._matcher.is_stopped())
@@ -149,7 +154,9 @@ class GrammarCompiler:
 
         Raises UnsupportedSchemaError, also when it takes longer than the limit.
         """
-        job = asyncio.get_running_loop().run_in_executor(self._threads, make, self)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self.warm_up)  # once, and not the schema's fault
+        job = loop.run_in_executor(self._threads, make, self)
         try:
             return await asyncio.wait_for(asyncio.shield(job), self.limits.compile_seconds)
         except TimeoutError:
@@ -166,7 +173,10 @@ class GrammarCompiler:
             if self._ll_tokenizer is None:
                 wrapper = TokenizerWrapper(_SpelledTokens(self.tokenizer))
                 self._ll_tokenizer = LLTokenizer(
-                    wrapper, n_vocab=self.tokenizer.vocab_size, eos_token=list(self._eos_token_ids)
+                    wrapper,
+                    n_vocab=self.tokenizer.vocab_size,
+                    eos_token=list(self._eos_token_ids),
+                    slices=LLTokenizer.json_slices(),  # precomputed masks of common string contents
                 )
 
     def json_object(self) -> Grammar:
