@@ -1,0 +1,233 @@
+"""What is read from a function's source: JSDoc, destructuring, both, and sources that try to break the reader."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tampu.sandbox.jsdoc import describe_function
+
+STRING, NUMBER = {"type": "string"}, {"type": "number"}
+
+
+def properties(code: str) -> dict[str, Any]:
+    found: dict[str, Any] = describe_function(code).parameters["properties"]
+    return found
+
+
+def required(code: str) -> list[str]:
+    found: list[str] = describe_function(code).parameters.get("required", [])
+    return found
+
+
+def test_a_documented_function() -> None:
+    tool = describe_function(
+        """
+        // Copyright somebody
+        /**
+         * Get the weather
+         * of a city.
+         *
+         * @param {object} args - What to look up
+         * @param {string} args.city - Name of the
+         *   city
+         * @param {number} [args.days=3] How many days
+         * @param {"metric"|"imperial"} [args.units] - Units
+         * @param {string[]} args.fields
+         * @returns {Promise<object>} the weather
+         */
+        async function getWeather(args) { return args.city }
+        """
+    )
+    assert tool.name == "getWeather"
+    assert tool.description == "Get the weather of a city."
+    assert tool.parameters == {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "Name of the city"},
+            "days": {"type": "number", "default": 3, "description": "How many days"},
+            "units": {"enum": ["metric", "imperial"], "description": "Units"},
+            "fields": {"type": "array", "items": STRING},
+        },
+        "required": ["city", "fields"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("function add({a}) {}", "add"),
+        ("async function* gen({a}) {}", "gen"),
+        ("const add = async ({a}) => a", "add"),
+        ("let add = function ({a}) {}", "add"),
+        ("export default function add({a}) {}", "add"),
+        ("({a}) => a", ""),
+        ("async({a}) => a", ""),
+        ("(async function ({a}) {})", ""),
+        ("((({a}) => a))", ""),
+        ("/* c */ ( {a} ) => a", ""),
+    ],
+)
+def test_names_and_heads(code: str, name: str) -> None:
+    assert describe_function(code).name == name
+    assert describe_function(code, "given").name == "given"
+    assert properties(code) == {"a": {}}
+
+
+@pytest.mark.parametrize(
+    "code", ["args => 1", "async args => 1", "function f(args) {}", "() => 1", "function f() {}", "(x) => x"]
+)
+def test_without_documentation_or_destructuring_any_object_goes(code: str) -> None:
+    assert describe_function(code).parameters == {"type": "object", "properties": {}}
+
+
+def test_destructuring_with_defaults() -> None:
+    code = """({ city, days = 3, ratio = 0.5, unit = 'C', deep: { x, y }, list = [], flag = true, "odd key": odd,
+               alias: other = "a, } b", /* note */ computed = f({a: 1}), ...rest }, second) => city"""
+    assert properties(code) == {
+        "city": {},
+        "days": {"type": "number", "default": 3},
+        "ratio": {"type": "number", "default": 0.5},
+        "unit": {"type": "string", "default": "C"},
+        "deep": {"type": "object"},
+        "list": {"type": "array", "default": []},
+        "flag": {"type": "boolean", "default": True},
+        "odd key": {},
+        "alias": {"type": "string", "default": "a, } b"},
+        "computed": {},
+    }
+    assert required(code) == ["city", "deep", "odd key"]
+
+
+def test_documentation_and_destructuring_complete_each_other() -> None:
+    code = "/** Adds. @nothing\n * @param {number} a first\n */ ({ a, b = 2 }) => a + b"
+    assert properties(code) == {"a": {"type": "number", "description": "first"}, "b": {"type": "number", "default": 2}}
+    assert required(code) == ["a"]
+    code = "/** @param {number} b */ ({ b = 2 }) => b"
+    assert properties(code) == {"b": {"type": "number", "default": 2}}
+    assert required(code) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "/** @param {{city: string, days?: number}} args */ (args) => 1",
+        "/** @param {{ city: string; days?: number; }} options */ ({ city, days = undefined }) => 1",
+        "/** @param {object} o\n * @param {string} o.city\n * @param {number=} o.days */ (o) => 1",
+        "/** @arg {string} city\n * @argument {number} [days] */ ({ city, days }) => 1",
+    ],
+)
+def test_four_ways_to_document_one_object(code: str) -> None:
+    assert properties(code) == {"city": STRING, "days": NUMBER}
+    assert required(code) == ["city"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema"),
+    [
+        ("string", STRING),
+        ("String", STRING),
+        ("integer", {"type": "integer"}),
+        ("boolean", {"type": "boolean"}),
+        ("Array<number>", {"type": "array", "items": NUMBER}),
+        ("Array.<string[]>", {"type": "array", "items": {"type": "array", "items": STRING}}),
+        ("(string|number)[]", {"type": "array", "items": {"anyOf": [STRING, NUMBER]}}),
+        ("string | null", {"anyOf": [STRING, {"type": "null"}]}),
+        ("?string", {"type": ["string", "null"]}),
+        ("!string", STRING),
+        ("'a' | 'b' | 3", {"enum": ["a", "b", 3]}),
+        ("string|undefined", STRING),
+        ("Record<string, number>", {"type": "object"}),
+        ("{x: {y: string}}", {
+            "type": "object",
+            "properties": {"x": {"type": "object", "properties": {"y": STRING}, "required": ["y"]}},
+            "required": ["x"],
+        }),
+        ("*", {}),
+        ("any", {}),
+        ("SomeClass", {}),
+        ("string|SomeClass", {}),
+    ],
+)  # fmt: skip
+def test_types(kind: str, schema: dict[str, Any]) -> None:
+    assert properties(f"/** @param {{{kind}}} p */ ({{p}}) => p") == {"p": schema}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "/**",
+        "/** @param",
+        "/** @param {string */ x",
+        "({",
+        "({ a = '",
+        "function (",
+        "({ a = `${",
+        "/** @param {" + "{a: " * 5000 + "} x */",
+        "({ a: " * 20_000,
+        "(" * 100_000,
+        "/*" * 50_000,
+        "/** */" * 20_000,
+        "//" + "\n//" * 50_000,
+        "/** @param {" + "(" * 20_000 + "} x */",
+        "/** @param {" + "(" * 20_000 + "a" + ")" * 20_000 + "} x */",
+        "/** @param {{a" + " " * 60_000 + "!}} x */",
+        "/** @param {string" + "[]" * 20_000 + "} x */",
+        "/** @param {" + "a|" * 20_000 + "} x */",
+        "({ " + "a=1," * 15_000,
+        " " * 60_000 + "x",
+        "/** @param {string} " + " " * 60_000 + "*/",
+    ],
+)
+def test_hostile_sources_are_read_in_bounded_time(code: str) -> None:
+    schema = describe_function(code).parameters
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_random_pieces_always_give_a_valid_schema() -> None:
+    rng = random.Random(5)
+    pieces = [
+        "/**",
+        "*/",
+        "@param ",
+        "{string}",
+        "{",
+        "}",
+        "[",
+        "]",
+        "(",
+        ")",
+        " a",
+        ".b",
+        "=",
+        "=>",
+        "'",
+        '"',
+        "`",
+        "|",
+    ]
+    pieces += [
+        "\n * ",
+        "async ",
+        "function ",
+        "const ",
+        "...",
+        ",",
+        ":",
+        "\\",
+        "//",
+        "/*",
+        "1",
+        "$",
+        "?",
+        "<",
+        ">",
+        "-",
+    ]
+    for _ in range(400):
+        code = "".join(rng.choices(pieces, k=rng.randint(1, 40)))
+        jsonschema.Draft202012Validator.check_schema(describe_function(code).parameters)
