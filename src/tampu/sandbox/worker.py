@@ -169,9 +169,9 @@ def confine(memory_bytes: int, cpu_seconds: int) -> bool:
     return filter_system_calls()
 
 
-# System calls that remain, by machine: (audit architecture, numbers). In this order: read write close fstat mmap mprotect
-# munmap brk rt_sigaction rt_sigprocmask rt_sigreturn lseek sched_yield mremap madvise getpid exit gettimeofday getrusage
-# times sigaltstack futex clock_gettime clock_getres exit_group getrandom, and time where it exists.
+# System calls that remain, by machine: (audit architecture, numbers). In this order: read write close fstat mmap
+# mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn lseek sched_yield mremap madvise getpid exit gettimeofday
+# getrusage times sigaltstack futex clock_gettime clock_getres exit_group getrandom, and time where it exists.
 _ALLOWED = {
     "x86_64": (0xC000003E, "0 1 3 5 9 10 11 12 13 14 15 8 24 25 28 39 60 96 98 100 131 202 228 229 231 318 201"),
     "aarch64": (
