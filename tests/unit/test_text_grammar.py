@@ -8,9 +8,11 @@ import itertools
 import json
 import random
 import threading
+from functools import cache
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from byte_vocabulary import (
     EOS,
@@ -24,6 +26,7 @@ from byte_vocabulary import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llama3_vocabulary import load_llama3
 
 from tampu.core.errors import InvalidRequestError, UnsupportedSchemaError
 from tampu.text.grammar import GrammarCompiler, GrammarLimits
@@ -407,6 +410,33 @@ def test_special_tokens_are_not_allowed_inside_strings() -> None:
     assert not any(is_allowed(mask, EOS + i) for i in range(len(SPECIALS)))
 
 
+@cache
+def llama3_compiler() -> GrammarCompiler:
+    return GrammarCompiler(load_llama3())
+
+
+@pytest.mark.parametrize("schema", [PERSON, TREE, {"type": "object", "properties": {"a": {"enum": ["né", 1]}}}])
+def test_random_tokens_of_a_real_vocabulary_give_a_valid_value(schema: Any) -> None:
+    tokenizer = load_llama3()
+    grammar = llama3_compiler().json_schema(schema)
+    generator = np.random.default_rng(7)
+    closing = [*tokenizer.eos_token_ids, *(tokenizer.encode(text)[0] for text in ('"', "}", "]"))]
+    for _ in range(5):
+        matching, written = grammar.new_matching(), []
+        for position in range(500):
+            allowed = np.flatnonzero(
+                np.unpackbits(np.frombuffer(matching.next_mask() or b"", np.uint8), bitorder="little")
+            )
+            ending = [token_id for token_id in closing if token_id in allowed] if position > 20 else []
+            token_id = int(ending[0] if ending else generator.choice(allowed))
+            if token_id in tokenizer.eos_token_ids:
+                break
+            assert not tokenizer.is_special(token_id)
+            written.append(token_id)
+            matching.accept(token_id)
+        jsonschema.Draft202012Validator(schema).validate(json.loads(tokenizer.decode(written)))
+
+
 def test_constraints_of_one_grammar_are_independent() -> None:
     grammar = byte_compiler().json_schema({"enum": ["ab", "cd"]})
     first, second = grammar.new_constraint(), grammar.new_constraint()
@@ -445,6 +475,25 @@ async def test_compiling_leaves_the_event_loop_free() -> None:
     assert all(accepts(grammar, '{"name": "A", "age": 3}') for grammar in grammars)
     with pytest.raises(UnsupportedSchemaError):
         await compiler.compile(lambda c: c.json_schema({"not": {"type": "string"}}))
+    compiler.close()
+
+
+async def test_waiting_for_a_thread_does_not_count_as_compiling() -> None:
+    compiler = GrammarCompiler(byte_tokenizer(), limits=GrammarLimits(compile_seconds=0.3))
+    release = threading.Event()
+
+    def slow(c: GrammarCompiler) -> Any:
+        release.wait(30)
+        return c.json_object()
+
+    slow_ones = [asyncio.ensure_future(compiler.compile(slow)) for _ in range(2)]
+    quick = asyncio.ensure_future(compiler.compile(lambda c: c.json_schema(PERSON)))
+    for refused in slow_ones:
+        with pytest.raises(UnsupportedSchemaError):
+            await refused
+    assert not quick.done()
+    release.set()
+    assert accepts(await quick, '{"name": "A", "age": 3}')
     compiler.close()
 
 

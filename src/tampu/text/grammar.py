@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ JSON_STYLE = {
     "key_separator": ": ?",
     "json_allowed_escapes": 'nrbtf\\"',
 }
-_MAX_LOCATING_ATTEMPTS = 200
+_LOCATING_SECONDS = 1.0  # spent on finding the place of an error that the library reports without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,16 @@ class GrammarCompiler:
         Raises UnsupportedSchemaError, also when it takes longer than the limit.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._threads, self.warm_up)  # once, and not the schema's fault
-        job = loop.run_in_executor(self._threads, make, self)
+        started = asyncio.Event()
+
+        def run() -> T:
+            self.warm_up()  # once, and not the schema's fault
+            loop.call_soon_threadsafe(started.set)
+            return make(self)
+
+        job = loop.run_in_executor(self._threads, run)
+        job.add_done_callback(lambda _: started.set())
+        await started.wait()  # time in the queue does not count
         try:
             return await asyncio.wait_for(asyncio.shield(job), self.limits.compile_seconds)
         except TimeoutError:
@@ -310,7 +319,10 @@ def checked(compiler: GrammarCompiler, root: Schema, schemas: NormalizedSchemas)
 
 def _locate(compiler: GrammarCompiler, schemas: NormalizedSchemas, message: str) -> None:
     """Refuse with the innermost schema that does not compile on its own."""
-    for path, node in schemas.paths[:_MAX_LOCATING_ATTEMPTS]:
+    deadline = time.monotonic() + _LOCATING_SECONDS
+    for path, node in schemas.paths:
+        if time.monotonic() > deadline:
+            break
         if isinstance(node, dict):
             matcher = compiler.matcher(json_grammar(node, schemas.definitions))
             if matcher.is_error():
