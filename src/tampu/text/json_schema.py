@@ -17,33 +17,16 @@ from urllib.parse import unquote
 
 from tampu.core.errors import UnsupportedSchemaError
 from tampu.text.patterns import PatternError, anchored_pattern
+from tampu.text.string_formats import FORMAT_PATTERNS, FORMATS, UNENFORCED_FORMATS
 
 Schema = dict[str, Any] | bool
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-# Formats that the grammar enforces, and standard ones that it cannot: any other format is a mere annotation.
-FORMATS = frozenset({"duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
-UNENFORCED_FORMATS = frozenset(
-    {"idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template"}
-    | {"json-pointer", "relative-json-pointer", "regex"},
-)
 # Keywords that change what is valid and that no grammar of ours enforces. Those without effect in their place pass.
 REFUSED = frozenset(
     {"contains", "dependentSchemas", "dependentRequired", "dependencies", "$dynamicRef", "$recursiveRef"}
     | {"disallow", "extends", "divisibleBy"},
 )
-# Dates that exist, from year 1 on; times without leap seconds, which exist only in some minutes.
-_YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
-_LEAP = "(?:0[48]|[2468][048]|[13579][26])"
-_LEAP_YEAR = f"(?:[0-9]{{2}}{_LEAP}|{_LEAP}00)"
-_DAY = (
-    "(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
-    "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
-)
-_DATE = f"(?:{_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
-_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
-_TIME = rf"{_CLOCK}:[0-5][0-9](?:\.[0-9]{{1,9}})?(?:Z|[+\-]{_CLOCK})"
-FORMAT_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref")
 _INTEGER_LIMIT = 2**53 - 1  # beyond it, readers in JavaScript lose digits
 _NUMBER_LIMIT = 1e15
