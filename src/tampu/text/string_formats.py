@@ -1,4 +1,4 @@
-"""The `format`s of JSON schemas: which the grammar library enforces, which we write as patterns, which cannot be had."""
+"""The `format`s of JSON schemas: those the grammar library enforces, those written as patterns, those refused."""
 
 from __future__ import annotations
 
