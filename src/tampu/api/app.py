@@ -19,6 +19,7 @@ from tampu.api.auth import LOCAL_ORIGIN, AccessControl, AccessMiddleware, Access
 from tampu.api.config import ServerConfig
 from tampu.api.context import AppContext
 from tampu.api.errors import ApiError, binding_body, openai_body, to_api_error, v4_body
+from tampu.api.gateway_path import GatewayPath
 from tampu.api.middleware import RequestGate
 from tampu.api.remote_proxy import RemoteProxy
 from tampu.api.replies import json_reply
@@ -64,6 +65,7 @@ def create_app(services: Services, config: ServerConfig, *, access: AccessContro
     if access is None:
         access = AccessControl(AccessPolicy(bind_host=config.host, is_strict=config.is_strict), services.tokens)
     app.add_middleware(AccessMiddleware, access=access)
+    app.add_middleware(GatewayPath)
     app.add_middleware(RemoteProxy)
     if services.model_card.is_mock:
         from tampu.api.mock_faults import MockFaults
