@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tampu.api.config import ServerConfig
     from tampu.cli.composition import LoadedModel
     from tampu.serving.embedder import EmbeddingCard
-    from tampu.serving.embeddings import EmbeddingService
+    from tampu.serving.services import TextGenerator
     from tampu.store.token_cache import TokenCache
 
 
@@ -47,14 +48,23 @@ def build_server(
     """Load the models and build the application over them."""
     from tampu.api.app import create_app
     from tampu.api.auth import AccessControl
+    from tampu.sandbox.sandbox import Sandbox
+    from tampu.serving.function_rounds import FunctionRounds
     from tampu.serving.services import Services
 
-    loaded = load_model(settings)
-    embeddings = None
-    try:
+    with ExitStack() as cleanup:
+        loaded = load_model(settings)
+        cleanup.callback(loaded.close)
+        generator: TextGenerator = loaded.generator
+        if server.runs_functions:
+            sandbox = Sandbox()
+            cleanup.callback(sandbox.close)
+            generator = FunctionRounds(loaded.generator, sandbox)
         embeddings = load_embeddings(embedding_model, settings)
+        if embeddings is not None:
+            cleanup.callback(embeddings.close)
         services = Services(
-            generator=loaded.generator,
+            generator=generator,
             model_card=loaded.card,
             engine=loaded.engine,
             metrics=loaded.metrics,
@@ -64,16 +74,7 @@ def build_server(
         app = create_app(services, server, access=AccessControl(policy, tokens))
         card = embeddings.card if embeddings is not None else None
         facts = banner_facts(loaded, card, server, time.perf_counter() - started)
-    except BaseException:
-        _close(loaded, embeddings)
-        raise
-    return BuiltServer(app, facts, lambda: _close(loaded, embeddings))
-
-
-def _close(loaded: LoadedModel, embeddings: EmbeddingService | None) -> None:
-    if embeddings is not None:
-        embeddings.close()
-    loaded.close()
+        return BuiltServer(app, facts, cleanup.pop_all().close)
 
 
 def build_mock_server(script: Path | None, server: ServerConfig, policy: AccessPolicy) -> BuiltServer:
