@@ -15,6 +15,7 @@ from fake_embedder import DIMENSIONS, FakeEmbedder, vector
 from scripted_server import ACCOUNT, MODEL, Server
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
+from tampu.serving.mock_embedder import MockEmbedder
 
 BGE = "@cf/baai/bge-small-en-v1.5"
 PATH = f"/client/v4/accounts/{ACCOUNT}/ai/v1/embeddings"
@@ -145,3 +146,12 @@ async def test_the_wrong_kind_of_model_is_told_apart(http: httpx.AsyncClient, cl
 async def test_a_text_that_is_too_long_is_never_cut(http: httpx.AsyncClient) -> None:
     reply = await http.post(PATH, json={"model": BGE, "input": "word " * 600})
     assert reply.status_code == 413
+
+
+async def test_the_mock_gives_equal_texts_equal_unit_vectors() -> None:
+    embedder = MockEmbedder()
+    one, two, other = (await embedder.embed(["same", "same", ""])).vectors
+    assert one == two != other
+    for vector_bytes in (one, other):
+        numbers_of = struct.unpack(f"<{embedder.card.dimensions}f", vector_bytes)
+        assert sum(number * number for number in numbers_of) == pytest.approx(1.0, abs=1e-5)

@@ -83,12 +83,15 @@ def build_mock_server(script: Path | None, server: ServerConfig, policy: AccessP
     from tampu.api.auth import AccessControl
     from tampu.serving.metrics import Metrics
     from tampu.serving.mock import MockGenerator, mock_model_card
+    from tampu.serving.mock_embedder import MockEmbedder
     from tampu.serving.mock_script import load_script
     from tampu.serving.services import Services
 
     metrics, card = Metrics(), mock_model_card()
     generator = MockGenerator(metrics, load_script(script) if script is not None else None)
-    services = Services(generator=generator, model_card=card, engine=generator, metrics=metrics)
+    services = Services(
+        generator=generator, model_card=card, engine=generator, metrics=metrics, embeddings=MockEmbedder()
+    )
     app = create_app(services, server, access=AccessControl(policy))
     rows = (("answers", str(script) if script else "made up, deterministic"), _address(server))
     return BuiltServer(app, BannerFacts("Tampu mock", rows, card.notices), lambda: None)
