@@ -15,6 +15,7 @@ from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
 from tampu.core.chat import ToolSpec
 from tampu.core.request import Request
+from tampu.sandbox.sandbox import Sandbox
 from tampu.serving.function_rounds import FunctionRounds
 
 USER = {"role": "user", "content": "hi"}
@@ -226,6 +227,19 @@ async def test_functions_run_here_and_tools_come_back(server: Server) -> None:
     assert result["finish_reason"] == "stop"
     assert "".join(frame["response"] for frame in streamed) == "It is 5."
     assert not any("tool_calls" in frame for frame in streamed)
+
+
+async def test_a_function_runs_in_the_real_sandbox(server: Server) -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
+    server.say = lambda request: call if len(server.requests) == 1 else "done"
+    sandbox = Sandbox()
+    services = replace(server.services, generator=FunctionRounds(server.generator, sandbox))
+    transport = httpx.ASGITransport(create_app(services, ServerConfig()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        result = (await ask(client, functions=[{"name": "add", "code": "async ({a, b}) => a + b"}])).json()["result"]
+    sandbox.close()
+    assert (result["response"], result["finish_reason"]) == ("done", "stop")
+    assert "<tool_response>\n5\n</tool_response>" in prompt_text(server.requests[-1])
 
 
 async def test_functions_are_refused_where_they_cannot_run(server: Server, client: httpx.AsyncClient) -> None:
