@@ -41,7 +41,7 @@ def build_server(
     settings: EngineSettings,
     server: ServerConfig,
     policy: AccessPolicy,
-    tokens: TokenCache,
+    tokens: TokenCache | None,
     embedding_model: str | None,
     started: float,
 ) -> BuiltServer:
@@ -77,7 +77,9 @@ def build_server(
         return BuiltServer(app, facts, cleanup.pop_all().close)
 
 
-def build_mock_server(script: Path | None, server: ServerConfig, policy: AccessPolicy) -> BuiltServer:
+def build_mock_server(
+    script: Path | None, server: ServerConfig, policy: AccessPolicy, tokens: TokenCache | None
+) -> BuiltServer:
     """The same wire with no model: nothing of the engine is imported."""
     from tampu.api.app import create_app
     from tampu.api.auth import AccessControl
@@ -92,7 +94,7 @@ def build_mock_server(script: Path | None, server: ServerConfig, policy: AccessP
     services = Services(
         generator=generator, model_card=card, engine=generator, metrics=metrics, embeddings=MockEmbedder()
     )
-    app = create_app(services, server, access=AccessControl(policy))
+    app = create_app(services, server, access=AccessControl(policy, tokens))
     rows = (("answers", str(script) if script else "made up, deterministic"), _address(server))
     return BuiltServer(app, BannerFacts("Tampu mock", rows, card.notices), lambda: None)
 
@@ -209,7 +211,7 @@ def serve(
     """Serve the model over HTTP: Workers AI's REST and binding routes and the OpenAI-compatible ones."""
     from rich.console import Console
 
-    from tampu.api.auth import AccessPolicy, check_bind
+    from tampu.api.auth import AccessPolicy, check_bind, is_loopback_host
     from tampu.api.config import ServerConfig
 
     started = time.perf_counter()
@@ -232,12 +234,12 @@ def serve(
             allowed_hosts=tuple(allowed_host or ()),
             allowed_origins=tuple(allowed_origin or ()),
         )
+        # A mock on loopback needs no tokens, and starts faster without a database.
+        tokens = None if mock and is_loopback_host(host) else open_token_cache(data_dir, database_url)
+        check_bind(host, has_tokens=tokens is not None and asyncio.run(tokens.has_tokens()))
         if mock:
-            check_bind(host, has_tokens=False)
-            built = build_mock_server(mock_script, server, policy)
+            built = build_mock_server(mock_script, server, policy, tokens)
         else:
-            tokens = open_token_cache(data_dir, database_url)
-            check_bind(host, has_tokens=asyncio.run(tokens.has_tokens()))
             settings = EngineSettings(
                 model=model,
                 runner=runner,
