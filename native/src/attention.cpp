@@ -83,7 +83,6 @@ void Attention::plan(const std::vector<Run>& runs) {
   }
   for (size_t i = 0; i < items_.size(); ++i) units_left_[i].store(items_[i].num_units, std::memory_order_relaxed);
   std::stable_sort(units_.begin(), units_.end(), [](const Unit& a, const Unit& b) { return a.cost > b.cost; });
-  rewind();
 }
 
 void Attention::gather(const Item& item, const float* qkv, int64_t qkv_stride, Scratch& scratch) const {
@@ -114,44 +113,40 @@ AttentionState Attention::partial(const Item& item, int partition) {
   return {begin, begin + static_cast<ptrdiff_t>(rows) * padded_, begin + static_cast<ptrdiff_t>(rows) * (padded_ + 1)};
 }
 
-void Attention::run(const KvCache& cache, int layer, const float* qkv, int64_t qkv_stride, float* out, int worker) {
+void Attention::run(int unit_index, const KvCache& cache, int layer, const float* qkv, int64_t qkv_stride, float* out,
+                    int worker) {
   Scratch& s = scratch_[static_cast<size_t>(worker)];
   const AttentionScratch kernel_scratch{s.scores.data(), s.keys.data(), s.values.data()};
-  const AttentionState state{s.state_values.data(), s.maxima.data(), s.sums.data()};
-  const AttentionState part{s.part_values.data(), s.part_maxima.data(), s.part_sums.data()};
-  for (;;) {
-    const size_t next = next_unit_.fetch_add(1, std::memory_order_relaxed);
-    if (next >= units_.size()) return;
-    const Unit& unit = units_[next];
-    const Item& item = items_[static_cast<size_t>(unit.item)];
-    const int rows = item.num_tokens * group_;
-    const int num_keys = item.run.position + item.token_begin + item.num_tokens;
-    const KvHead kv = cache.head(layer, item.kv_head);
-    gather(item, qkv, qkv_stride, s);
-    const auto attend = [&](int partition, const AttentionState& to) {
-      const int begin = partition * kPartitionKeys, end = std::min(begin + kPartitionKeys, num_keys);
-      kernels_.attend_partition(s.q.data(), rows, s.limits.data(), kv, item.run.block_table, begin, end,
-                                kernel_scratch, to);
-    };
-    if (item.num_units == 1) {
-      attend(0, state);
-      for (int p = 1; p < item.num_partitions; ++p) {
-        attend(p, part);
-        kernels_.merge_partition(state, part, rows, padded_);
-      }
-      finish(item, state, out);
-      continue;
+  const Unit& unit = units_[static_cast<size_t>(unit_index)];
+  const Item& item = items_[static_cast<size_t>(unit.item)];
+  const int rows = item.num_tokens * group_;
+  const int num_keys = item.run.position + item.token_begin + item.num_tokens;
+  const KvHead kv = cache.head(layer, item.kv_head);
+  gather(item, qkv, qkv_stride, s);
+  const auto attend = [&](int partition, const AttentionState& to) {
+    const int begin = partition * kPartitionKeys, end = std::min(begin + kPartitionKeys, num_keys);
+    kernels_.attend_partition(s.q.data(), rows, s.limits.data(), kv, item.run.block_table, begin, end, kernel_scratch,
+                              to);
+  };
+  if (item.num_units == 1) {
+    const AttentionState state{s.state_values.data(), s.maxima.data(), s.sums.data()};
+    const AttentionState part{s.part_values.data(), s.part_maxima.data(), s.part_sums.data()};
+    attend(0, state);
+    for (int p = 1; p < item.num_partitions; ++p) {
+      attend(p, part);
+      kernels_.merge_partition(state, part, rows, padded_);
     }
-    for (int p = unit.partition_begin; p < unit.partition_end; ++p) attend(p, partial(item, p));
-    auto& left = units_left_[static_cast<size_t>(unit.item)];
-    if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) continue;
-    // The last to finish merges, in ascending order whoever computed what.
-    left.store(item.num_units, std::memory_order_relaxed);
-    const AttentionState first = partial(item, 0);
-    for (int p = 1; p < item.num_partitions; ++p)
-      kernels_.merge_partition(first, partial(item, p), rows, padded_);
-    finish(item, first, out);
+    finish(item, state, out);
+    return;
   }
+  for (int p = unit.partition_begin; p < unit.partition_end; ++p) attend(p, partial(item, p));
+  auto& left = units_left_[static_cast<size_t>(unit.item)];
+  if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  // The last to finish merges, in ascending order whoever computed what.
+  left.store(item.num_units, std::memory_order_relaxed);
+  const AttentionState first = partial(item, 0);
+  for (int p = 1; p < item.num_partitions; ++p) kernels_.merge_partition(first, partial(item, p), rows, padded_);
+  finish(item, first, out);
 }
 
 }  // namespace tampu

@@ -28,7 +28,8 @@ const LlamaConfig& checked(const LlamaConfig& m) {
 
 const RunnerConfig& checked(const RunnerConfig& r) {
   if (r.num_threads < 1 || r.num_threads > 1024) refuse("num_threads must be between 1 and 1024");
-  if (r.max_num_batched_tokens < 1 || r.max_num_seqs < 1) refuse("max_num_batched_tokens and max_num_seqs must be >= 1");
+  if (r.max_num_batched_tokens < 1 || r.max_num_seqs < 1 || r.max_num_seqs > ThreadPool::kMaxChunks)
+    refuse("max_num_batched_tokens and max_num_seqs must be at least 1 and max_num_seqs at most 65535");
   if (r.max_num_seqs > r.max_num_batched_tokens) refuse("max_num_seqs must not exceed max_num_batched_tokens");
   if (!isa_available(r.isa)) refuse("this machine cannot run the instruction set that was asked for");
   return r;
@@ -43,6 +44,7 @@ Llama::Llama(LlamaConfig model, RunnerConfig runner)
       query_width_(model.num_heads * model.head_dim),
       kv_width_(model.num_kv_heads * model.head_dim),
       qkv_width_(query_width_ + 2 * kv_width_),
+      query_scale_(1.4426950408889634f / std::sqrt(static_cast<float>(model.head_dim))),
       layers_(static_cast<size_t>(model.num_layers)),
       attention_(kernels_, model.num_heads, model.num_kv_heads, model.head_dim, runner.num_threads),
       pool_(runner.num_threads) {}
@@ -200,7 +202,6 @@ void Llama::step(const std::vector<StepRun>& runs, bool samples, float* logits) 
   logits_out_ = logits;
   prepare(runs);
   sampled_.assign(sampled_runs_.size(), SampledRow{});
-  next_sample_.store(0, std::memory_order_relaxed);
   pool_.run([](void* self, int worker) { static_cast<Llama*>(self)->work(worker); }, this);
 }
 

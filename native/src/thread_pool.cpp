@@ -1,15 +1,20 @@
-// Spin-then-park workers; see thread_pool.h.
+// Workers, waiting and parking; see thread_pool.h.
 #include "tampu/thread_pool.h"
+
+#include <sched.h>
 
 #include <chrono>
 
 namespace tampu {
 namespace {
 
-// A phase of a step lasts tens of microseconds, so a barrier spins that long before it parks. Between two steps
-// the caller's thread does other work; a worker that spun through it would steal the core of an event loop.
-constexpr std::chrono::microseconds kBarrierSpin{200};
-constexpr std::chrono::microseconds kJobSpin{20};
+using Clock = std::chrono::steady_clock;
+
+// A phase lasts some tens of microseconds. Between two steps the caller's thread does other work for longer than
+// that; a worker that spun through it would steal the core of an event loop.
+constexpr std::chrono::microseconds kPhasePatience{200};
+constexpr std::chrono::microseconds kJobPatience{30};
+constexpr int kSpins = 150;  // some microseconds
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -19,32 +24,35 @@ inline void relax() {
 #endif
 }
 
-// Returns once `value` differs from `seen`.
-void wait_for_change(const std::atomic<uint32_t>& value, uint32_t seen, std::chrono::microseconds spin) {
-  for (int i = 0; i < 64; ++i) {
-    if (value.load(std::memory_order_acquire) != seen) return;
+// Spins, then offers the core to whoever else wants it; true as soon as `is_over`, false when patience has run out.
+template <class Test>
+bool wait_briefly(const Test& is_over, std::chrono::microseconds patience) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (is_over()) return true;
     relax();
   }
-  const auto deadline = std::chrono::steady_clock::now() + spin;
-  while (std::chrono::steady_clock::now() < deadline) {
-    for (int i = 0; i < 16; ++i) {
-      if (value.load(std::memory_order_acquire) != seen) return;
+  const auto deadline = Clock::now() + patience;
+  do {
+    sched_yield();
+    for (int i = 0; i < 8; ++i) {
+      if (is_over()) return true;
       relax();
     }
-  }
-  while (value.load(std::memory_order_acquire) == seen) value.wait(seen, std::memory_order_acquire);
+  } while (Clock::now() < deadline);
+  return false;
 }
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads), cursors_(std::make_unique<Cursor[]>(static_cast<size_t>(num_threads))) {
   threads_.reserve(static_cast<size_t>(num_threads - 1));
   for (int worker = 1; worker < num_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
 }
 
 ThreadPool::~ThreadPool() {
   is_stopping_.store(true, std::memory_order_release);
-  job_.fetch_add(1, std::memory_order_release);
+  job_.fetch_add(1);
   job_.notify_all();
   for (auto& thread : threads_) thread.join();
 }
@@ -52,35 +60,58 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::run(void (*fn)(void*, int), void* context) {
   fn_ = fn;
   context_ = context;
+  first_phase_ = static_cast<uint32_t>(state_.load(std::memory_order_relaxed) >> 32);
+  cursors_[0].number = first_phase_;
   if (num_threads_ > 1) {
-    job_.fetch_add(1, std::memory_order_release);
+    num_inside_.store(0, std::memory_order_release);
+    job_.fetch_add(1);
     job_.notify_all();
   }
   fn(context, 0);
-  barrier();
+  if (num_threads_ == 1) return;
+  // Nobody enters any more. Whoever is inside finds every phase over and leaves without waiting.
+  num_inside_.fetch_add(kClosed, std::memory_order_acq_rel);
+  const auto all_left = [&] { return num_inside_.load(std::memory_order_acquire) == kClosed; };
+  while (!wait_briefly(all_left, kPhasePatience)) sched_yield();
 }
+
+bool ThreadPool::join_job() {
+  int inside = num_inside_.load(std::memory_order_acquire);
+  while (inside < kClosed)
+    if (num_inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) return true;
+  return false;
+}
+
+void ThreadPool::leave_job() { num_inside_.fetch_sub(1, std::memory_order_acq_rel); }
 
 void ThreadPool::work(int worker) {
   uint32_t seen = 0;
   for (;;) {
-    wait_for_change(job_, seen, kJobSpin);
+    const auto has_job = [&] { return job_.load(std::memory_order_acquire) != seen; };
+    if (!wait_briefly(has_job, kJobPatience))
+      while (!has_job()) job_.wait(seen);
     seen = job_.load(std::memory_order_acquire);
     if (is_stopping_.load(std::memory_order_acquire)) return;
+    if (!join_job()) continue;
+    cursors_[worker].number = first_phase_;
     fn_(context_, worker);
-    barrier();
+    leave_job();
   }
 }
 
-void ThreadPool::barrier() {
-  if (num_threads_ == 1) return;
-  const uint32_t phase = phase_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.fetch_add(1, std::memory_order_release);
-    phase_.notify_all();
-  } else {
-    wait_for_change(phase_, phase, kBarrierSpin);
-  }
+void ThreadPool::advance(uint32_t number) {
+  state_.store(static_cast<uint64_t>(number) << 32, std::memory_order_release);
+  // Sequentially consistent on both sides: either this sees the sleeper, or the sleeper sees the new phase.
+  phase_.store(number);
+  if (num_parked_.load() > 0) phase_.notify_all();
+}
+
+void ThreadPool::wait_until_left(uint32_t number) {
+  const auto is_over = [&] { return static_cast<uint32_t>(state_.load(std::memory_order_acquire) >> 32) != number; };
+  if (wait_briefly(is_over, kPhasePatience)) return;
+  num_parked_.fetch_add(1);
+  while (phase_.load() == number) phase_.wait(number);
+  num_parked_.fetch_sub(1);
 }
 
 }  // namespace tampu

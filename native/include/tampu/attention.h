@@ -28,13 +28,12 @@ class Attention {
   // Cuts a step into units of work, the same for every layer. Not thread-safe.
   void plan(const std::vector<Run>& runs);
 
-  // Every worker calls this for a layer; units are handed out one by one, so the pace of a worker does not matter.
+  int num_units() const { return static_cast<int>(units_.size()); }
+
+  // One unit of one layer; units may run in any order and side by side, `worker` says whose scratch is used.
   // qkv: one row per token, its first num_heads * head_dim values are queries, rotated and scaled by
   // log2(e)/sqrt(head_dim). out: [rows][num_heads * head_dim].
-  void run(const KvCache& cache, int layer, const float* qkv, int64_t qkv_stride, float* out, int worker);
-
-  // One worker calls this between two calls of `run`, with barriers on both sides.
-  void rewind() { next_unit_.store(0, std::memory_order_relaxed); }
+  void run(int unit, const KvCache& cache, int layer, const float* qkv, int64_t qkv_stride, float* out, int worker);
 
  private:
   struct Item {  // rows of one request that share a KV head
@@ -65,7 +64,6 @@ class Attention {
   std::unique_ptr<std::atomic<int>[]> units_left_;
   size_t units_left_size_ = 0;
   std::vector<Scratch> scratch_;
-  std::atomic<size_t> next_unit_{0};
 };
 
 }  // namespace tampu

@@ -72,18 +72,25 @@ class Llama {
   void prepare(const std::vector<StepRun>& runs);
   void step(const std::vector<StepRun>& runs, bool samples, float* logits);
   void work(int worker);
-  void embed(int worker);
-  void attention_block(const Layer& layer, int index, int worker);
-  void mlp_block(const Layer& layer, int worker);
+  template <class Chunk, class Row>
+  void chunks_then_rows(int worker, int num_chunks, const Chunk& chunk, int num_rows, const Row& row);
+  template <class Row>
+  void each_row(int worker, int num_rows, const Row& row);
+  void embed(int r);
+  void norm_row(int r, const std::vector<float>& weight);
+  void rotate_and_store(int r, int layer);
+  void attention_block(int index, int worker);
+  void mlp_block(int index, int worker);
   void head(int worker);
-  void sample_rows(int worker);
+  void sample(int i, int worker);
+  float* hidden_row(int r) { return hidden_.data() + static_cast<int64_t>(r) * model_.hidden_size; }
   const Linear& embedding() const { return embed_tokens_ ? *embed_tokens_ : *lm_head_; }
-  std::pair<int, int> share(int n, int worker) const;
 
   const LlamaConfig model_;
   const RunnerConfig runner_;
   const Kernels& kernels_;
   const int query_width_, kv_width_, qkv_width_;
+  const float query_scale_;  // log2(e) / sqrt(head_dim): scores are kept in base 2
   std::vector<Layer> layers_;
   std::vector<float> final_norm_;
   std::unique_ptr<Linear> embed_tokens_, lm_head_;
@@ -110,7 +117,6 @@ class Llama {
   const std::vector<StepRun>* step_runs_ = nullptr;
   std::vector<SampledRow> sampled_;
   float* logits_out_ = nullptr;         // not null: logits instead of samples
-  std::atomic<int> next_sample_{0};
   std::atomic<bool> is_busy_{false};
   ThreadPool pool_;
 };

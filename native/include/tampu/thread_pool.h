@@ -1,11 +1,14 @@
-// Persistent worker threads with a barrier. Knows nothing of what they compute.
+// Persistent worker threads that walk a job's phases together. Knows nothing of what they compute.
 //
-// A job is one function run by every worker at once (worker 0 is the caller); inside it, `barrier` separates
-// phases. A waiting thread spins for a bounded time and then parks in the kernel, so an idle server uses no CPU
-// and a machine with fewer free cores than workers still makes progress.
+// A job is one function that every worker runs; it calls `phase` again and again, always in the same sequence. A
+// phase is a number of chunks that workers claim one by one; it is over when all its chunks are done, whoever did
+// them. A worker that the operating system has put aside therefore holds up nobody unless it sits on a chunk: on a
+// machine whose cores also run other work, that is what keeps a step short. Waiting threads spin for a moment, then
+// offer their core, then park in the kernel, so an idle server uses no CPU.
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -13,33 +16,73 @@ namespace tampu {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int num_threads);  // >= 1; starts num_threads - 1 threads
+  static constexpr int kMaxChunks = 65535;
+
+  explicit ThreadPool(int num_threads);  // >= 1; starts num_threads - 1 threads, the caller of run is worker 0
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const { return num_threads_; }
 
-  // Runs fn(context, worker) on every worker and returns when all have finished. `fn` must not throw.
-  // Not reentrant; one caller at a time.
+  // Runs fn(context, worker) on the caller and on every worker that wakes up in time; returns when all of them have
+  // left it. `fn` must not throw, and everything it does to shared data must happen in phases. One caller at a time.
   void run(void (*fn)(void*, int), void* context);
 
-  // Called by every worker of a running job: nobody leaves before all have arrived. What was written before it is
-  // visible to everyone after it.
-  void barrier();
+  // chunk(i) for each i in [0, num_chunks), each once, by the workers that are there; then tail() once, by the worker
+  // that finished last. Returns when all that is done and visible. 1 <= num_chunks <= kMaxChunks.
+  template <class Chunk, class Tail>
+  void phase(int worker, int num_chunks, const Chunk& chunk, const Tail& tail) {
+    const uint32_t number = cursors_[worker].number++;
+    uint64_t state = state_.load(std::memory_order_acquire);
+    for (;;) {
+      if (static_cast<uint32_t>(state >> 32) != number) return;  // the others have finished it
+      const int next = static_cast<int>(state >> 16 & 0xffff);
+      if (next >= num_chunks) break;
+      if (!state_.compare_exchange_weak(state, state + (1 << 16), std::memory_order_acq_rel,
+                                        std::memory_order_acquire))
+        continue;
+      chunk(next);
+      state = state_.fetch_add(1, std::memory_order_acq_rel) + 1;
+      if (static_cast<int>(state & 0xffff) == num_chunks) {
+        tail();
+        advance(number + 1);
+        return;
+      }
+    }
+    wait_until_left(number);
+  }
+  template <class Chunk>
+  void phase(int worker, int num_chunks, const Chunk& chunk) {
+    phase(worker, num_chunks, chunk, [] {});
+  }
 
  private:
+  struct alignas(64) Cursor {
+    uint32_t number = 0;  // of the phase this worker comes to next
+  };
+
+  void advance(uint32_t number);
+  void wait_until_left(uint32_t number);
   void work(int worker);
+  bool join_job();
+  void leave_job();
 
   const int num_threads_;
   void (*fn_)(void*, int) = nullptr;
   void* context_ = nullptr;
-  // Each on its own cache line: they are written by different threads at a high rate.
+  uint32_t first_phase_ = 0;
+  std::unique_ptr<Cursor[]> cursors_;
+  // Phase number, chunks claimed, chunks done: one word, so that a claim moves one cache line between cores.
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};  // the phase number again, for parking
+  alignas(64) std::atomic<int> num_parked_{0};
   alignas(64) std::atomic<uint32_t> job_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};
-  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> num_inside_{kClosed};  // workers inside the job's function; kClosed: no entry
   alignas(64) std::atomic<bool> is_stopping_{false};
   std::vector<std::thread> threads_;
+
+  static constexpr int kClosed = 1 << 20;
 };
 
 }  // namespace tampu
