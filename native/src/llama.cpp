@@ -1,4 +1,5 @@
 // Weights and scratch of a model, and the checks on a step's inputs; the arithmetic is in llama_forward.cpp.
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -101,26 +102,43 @@ void Llama::allocate(int num_blocks, int block_size) {
   sines_.resize(cosines_.size());
   logits_.resize(width(runner_.max_num_seqs) * width(model_.vocab_size));
 
-  const auto rows_for = [&](int max_rows, int k, auto&& members) {
-    auto activations = make_activations(runner_.isa, runner_.activations);
-    members([&](const Linear& layer) { activations->require(layer); });
-    activations->reserve(max_rows, k);
-    return activations;
-  };
   const int batch = runner_.max_num_batched_tokens;
-  hidden_rows_ = rows_for(batch, model_.hidden_size, [&](auto add) {
-    for (const Layer& l : layers_) add(*l.qkv_proj), add(*l.gate_up_proj);
-  });
-  attended_rows_ = rows_for(batch, query_width_, [&](auto add) {
-    for (const Layer& l : layers_) add(*l.o_proj);
-  });
-  gated_rows_ = rows_for(batch, model_.intermediate_size, [&](auto add) {
-    for (const Layer& l : layers_) add(*l.down_proj);
-  });
-  head_rows_ = rows_for(runner_.max_num_seqs, model_.hidden_size, [&](auto add) { add(*lm_head_); });
+  hidden_rows_ = activations_of(batch, model_.hidden_size, {&Layer::qkv_proj, &Layer::gate_up_proj});
+  attended_rows_ = activations_of(batch, query_width_, {&Layer::o_proj});
+  gated_rows_ = activations_of(batch, model_.intermediate_size, {&Layer::down_proj});
+  head_rows_ = make_activations(runner_.isa, runner_.activations);
+  head_rows_->require(*lm_head_);
+  head_rows_->reserve(runner_.max_num_seqs, model_.hidden_size);
+  for (const Layer& l : layers_) {
+    const size_t bytes = l.qkv_proj->bytes() + l.o_proj->bytes() + l.gate_up_proj->bytes() + l.down_proj->bytes();
+    largest_layer_bytes_ = std::max(largest_layer_bytes_, bytes);
+  }
+  if (prefers_row_blocks(batch)) allocate_row_blocks();
   for (int w = 0; w < runner_.num_threads; ++w)
     samplers_.push_back(std::make_unique<Sampler>(kernels_, model_.vocab_size));
   cache_ = std::make_unique<KvCache>(model_.num_layers, num_blocks, block_size, model_.num_kv_heads, model_.head_dim);
+}
+
+std::unique_ptr<Activations> Llama::activations_of(
+    int max_rows, int k, std::initializer_list<std::unique_ptr<Linear> Layer::*> readers) const {
+  auto activations = make_activations(runner_.isa, runner_.activations);
+  for (const Layer& l : layers_)
+    for (const auto reader : readers) activations->require(*(l.*reader));
+  activations->reserve(max_rows, k);
+  return activations;
+}
+
+void Llama::allocate_row_blocks() {
+  for (int w = 0; w < runner_.num_threads; ++w) {
+    RowBlock block;
+    block.hidden_rows = activations_of(kRowBlock, model_.hidden_size, {&Layer::qkv_proj, &Layer::gate_up_proj});
+    block.attended_rows = activations_of(kRowBlock, query_width_, {&Layer::o_proj});
+    block.gated_rows = activations_of(kRowBlock, model_.intermediate_size, {&Layer::down_proj});
+    block.normed.resize(size_t{kRowBlock} * static_cast<size_t>(model_.hidden_size));
+    block.gate_up.resize(size_t{kRowBlock} * 2 * static_cast<size_t>(model_.intermediate_size));
+    block.gated.resize(size_t{kRowBlock} * static_cast<size_t>(model_.intermediate_size));
+    row_blocks_.push_back(std::move(block));
+  }
 }
 
 size_t Llama::weight_bytes() const {

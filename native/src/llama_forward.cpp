@@ -12,6 +12,7 @@ namespace {
 // it out would take longer.
 constexpr int kFewRows = 3;
 constexpr int kChunksPerWorker = 4;
+constexpr size_t kCachedLayerBytes = 8u << 20;
 constexpr int kMaxUnitChunks = ThreadPool::kMaxChunks / 2;
 
 }  // namespace
@@ -40,19 +41,94 @@ void Llama::each_row(int worker, int num_rows, const Row& row) {
 }
 
 void Llama::work(int worker) {
+  if (prefers_row_blocks(static_cast<int>(token_ids_.size())))
+    work_by_row_blocks(worker);
+  else
+    work_by_columns(worker);
+  if (output_rows_.empty()) return;
+  head(worker);
+  if (logits_out_ == nullptr)
+    pool_.phase(worker, static_cast<int>(sampled_runs_.size()), [&](int i) { sample(i, worker); });
+}
+
+// Few rows: reading the weights is the work, so the workers share every matrix.
+void Llama::work_by_columns(int worker) {
   const int rows = static_cast<int>(token_ids_.size());
   each_row(worker, rows, [&](int r) {
     embed(r);
     norm_row(r, layers_[0].input_norm);
   });
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    attention_block(static_cast<int>(i), worker);
-    mlp_block(static_cast<int>(i), worker);
+  for (int i = 0; i < model_.num_layers; ++i) {
+    attention_block(i, worker);
+    mlp_block(i, worker);
   }
-  if (output_rows_.empty()) return;
-  head(worker);
-  if (logits_out_ == nullptr)
-    pool_.phase(worker, static_cast<int>(sampled_runs_.size()), [&](int i) { sample(i, worker); });
+}
+
+// Many rows of a model whose layers fit a cache: a worker takes a block of rows from one attention to the next by
+// itself, and nothing of it leaves the worker's own cache.
+bool Llama::prefers_row_blocks(int num_rows) const {
+  return num_rows >= kRowBlock / 2 * runner_.num_threads && largest_layer_bytes_ <= kCachedLayerBytes;
+}
+
+void Llama::work_by_row_blocks(int worker) {
+  const int rows = static_cast<int>(token_ids_.size()), workers = runner_.num_threads;
+  // As many blocks as fill the last round of workers.
+  const int num_blocks = (rows + kRowBlock * workers - 1) / (kRowBlock * workers) * workers;
+  const auto each_block = [&](const auto& block) {
+    pool_.phase(worker, num_blocks, [&](int b) {
+      const auto begin = static_cast<int>(static_cast<int64_t>(rows) * b / num_blocks);
+      const auto end = static_cast<int>(static_cast<int64_t>(rows) * (b + 1) / num_blocks);
+      if (begin < end) block(begin, end);
+    });
+  };
+  each_block([&](int begin, int end) {
+    for (int r = begin; r < end; ++r) embed(r);
+    rows_before_attention(0, begin, end, worker);
+  });
+  for (int i = 0; i < model_.num_layers; ++i) {
+    pool_.phase(worker, num_unit_chunks(), [&](int c) { run_units(c, i, worker); });
+    each_block([&](int begin, int end) {
+      rows_after_attention(i, begin, end, worker);
+      if (i + 1 < model_.num_layers) rows_before_attention(i + 1, begin, end, worker);
+    });
+  }
+}
+
+void Llama::rows_before_attention(int layer, int begin, int end, int worker) {
+  RowBlock& block = row_blocks_[static_cast<size_t>(worker)];
+  const Layer& l = layers_[static_cast<size_t>(layer)];
+  const int width = model_.hidden_size;
+  for (int r = begin; r < end; ++r)
+    kernels_.rms_norm(hidden_row(r), l.input_norm.data(), model_.rms_norm_eps, width,
+                      block.normed.data() + static_cast<int64_t>(r - begin) * width);
+  block.hidden_rows->set_rows(block.normed.data(), width, 0, end - begin);
+  l.qkv_proj->forward(*block.hidden_rows, end - begin, qkv_.data() + static_cast<int64_t>(begin) * qkv_width_,
+                      qkv_width_, Epilogue::Store, 0, 1);
+  for (int r = begin; r < end; ++r) rotate_and_store(r, layer);
+}
+
+void Llama::rows_after_attention(int layer, int begin, int end, int worker) {
+  RowBlock& block = row_blocks_[static_cast<size_t>(worker)];
+  const Layer& l = layers_[static_cast<size_t>(layer)];
+  const int width = model_.hidden_size, inner = model_.intermediate_size, count = end - begin;
+  block.attended_rows->set_rows(attended_.data() + static_cast<int64_t>(begin) * query_width_, query_width_, 0, count);
+  l.o_proj->forward(*block.attended_rows, count, hidden_row(begin), width, Epilogue::Add, 0, 1);
+  for (int r = begin; r < end; ++r)
+    kernels_.rms_norm(hidden_row(r), l.post_attention_norm.data(), model_.rms_norm_eps, width,
+                      block.normed.data() + static_cast<int64_t>(r - begin) * width);
+  block.hidden_rows->set_rows(block.normed.data(), width, 0, count);
+  l.gate_up_proj->forward(*block.hidden_rows, count, block.gate_up.data(), 2 * inner, Epilogue::Store, 0, 1);
+  silu_mul(block.gate_up.data(), 2 * inner, inner, block.gated.data(), inner, 0, count, runner_.isa);
+  block.gated_rows->set_rows(block.gated.data(), inner, 0, count);
+  l.down_proj->forward(*block.gated_rows, count, hidden_row(begin), width, Epilogue::Add, 0, 1);
+}
+
+// A phase has a limited number of chunks; attention units may be more.
+int Llama::num_unit_chunks() const { return std::min(attention_.num_units(), kMaxUnitChunks); }
+
+void Llama::run_units(int chunk, int layer, int worker) {
+  for (int u = chunk; u < attention_.num_units(); u += num_unit_chunks())
+    attention_.run(u, *cache_, layer, qkv_.data(), qkv_width_, attended_.data(), worker);
 }
 
 void Llama::embed(int r) {
@@ -101,13 +177,8 @@ void Llama::attention_block(int index, int worker) {
         layer.qkv_proj->forward(*hidden_rows_, rows, qkv_.data(), qkv_width_, Epilogue::Store, part, parts);
       },
       rows, [&](int r) { rotate_and_store(r, index); });
-  const int num_units = attention_.num_units(), units_per_chunk = num_units / kMaxUnitChunks + 1;
   chunks_then_rows(
-      worker, (num_units + units_per_chunk - 1) / units_per_chunk,
-      [&](int c) {
-        for (int u = c * units_per_chunk; u < std::min((c + 1) * units_per_chunk, num_units); ++u)
-          attention_.run(u, *cache_, index, qkv_.data(), qkv_width_, attended_.data(), worker);
-      },
+      worker, num_unit_chunks(), [&](int c) { run_units(c, index, worker); },
       rows, [&](int r) { attended_rows_->set_rows(attended_.data(), query_width_, r, r + 1); });
   chunks_then_rows(
       worker, parts,

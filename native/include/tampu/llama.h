@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <vector>
 
@@ -68,14 +69,31 @@ class Llama {
     std::unique_ptr<Linear> qkv_proj, o_proj, gate_up_proj, down_proj;
   };
 
+  static constexpr int kRowBlock = 64;
+  // One worker's rows, when it takes a block of them from one attention to the next by itself.
+  struct RowBlock {
+    std::unique_ptr<Activations> hidden_rows, attended_rows, gated_rows;
+    std::vector<float> normed, gate_up, gated;
+  };
+
   void check(const std::vector<StepRun>& runs, bool samples) const;
   void prepare(const std::vector<StepRun>& runs);
+  std::unique_ptr<Activations> activations_of(
+      int max_rows, int k, std::initializer_list<std::unique_ptr<Linear> Layer::*> readers) const;
+  void allocate_row_blocks();
   void step(const std::vector<StepRun>& runs, bool samples, float* logits);
   void work(int worker);
   template <class Chunk, class Row>
   void chunks_then_rows(int worker, int num_chunks, const Chunk& chunk, int num_rows, const Row& row);
   template <class Row>
   void each_row(int worker, int num_rows, const Row& row);
+  void work_by_columns(int worker);
+  void work_by_row_blocks(int worker);
+  bool prefers_row_blocks(int num_rows) const;
+  void rows_before_attention(int layer, int begin, int end, int worker);
+  void rows_after_attention(int layer, int begin, int end, int worker);
+  int num_unit_chunks() const;
+  void run_units(int chunk, int layer, int worker);
   void embed(int r);
   void norm_row(int r, const std::vector<float>& weight);
   void rotate_and_store(int r, int layer);
@@ -108,6 +126,8 @@ class Llama {
   std::vector<float> logits_;      // [max_num_seqs][vocab_size]
   std::unique_ptr<Activations> hidden_rows_, attended_rows_, gated_rows_, head_rows_;
   std::vector<std::unique_ptr<Sampler>> samplers_;  // one per worker
+  std::vector<RowBlock> row_blocks_;                // one per worker
+  size_t largest_layer_bytes_ = 0;
 
   // The step being computed.
   std::vector<Run> runs_;
