@@ -30,7 +30,7 @@ Attention::Attention(const Kernels& kernels, int num_heads, int num_kv_heads, in
   const auto rows = static_cast<size_t>(max_rows_), width = static_cast<size_t>(padded_);
   for (Scratch& s : scratch_) {
     s.q.assign(rows * width, 0.0f);
-    s.scores.resize(rows * kPartitionKeys);
+    s.scores.resize(rows * kScoreStride);
     s.keys.resize(64 * static_cast<size_t>(head_dim));
     s.values.resize(64 * width);
     s.state_values.resize(rows * width);

@@ -60,18 +60,26 @@ inline F32x16 load_lanes(const uint16_t* p) { return load_f16(p); }
 // tile an element falls in does not show in its bits.
 template <int kRows, int kVectors, class T>
 void multiply_tile(const float* a, int lda, const T* const* b, int ldb, float* c, int ldc, int depth, bool is_first) {
+  // Without the pragmas GCC keeps `sums` in memory around the loop.
   F32x16 sums[kRows][kVectors];
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) sums[r][v] = is_first ? zero() : load(c + r * ldc + 16 * v);
   for (int k = 0; k < depth; ++k) {
     F32x16 lanes[kVectors];
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) lanes[v] = load_lanes(b[v] + static_cast<ptrdiff_t>(k) * ldb);
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const F32x16 scalar = set1(a[r * lda + k]);
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(scalar, lanes[v], sums[r][v]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) store(c + r * ldc + 16 * v, sums[r][v]);
 }
 
@@ -118,20 +126,28 @@ void score_keys(const float* q, int num_rows, const KvHead& kv, const int32_t* b
     lanes[v] = kv.base + static_cast<size_t>(block_table[key / bs]) * kv.block_stride + key % bs;
   }
   if (num_rows < kConvertRows) {
-    multiply(q, kv.padded_head_dim, lanes, bs, scratch.scores, kPartitionKeys, kv.head_dim, num_rows, num_vectors,
+    multiply(q, kv.padded_head_dim, lanes, bs, scratch.scores, kScoreStride, kv.head_dim, num_rows, num_vectors,
              true);
     return;
   }
   for (int v = 0; v < num_vectors; v += kConvertKeys / 16) {
     const int count = num_vectors - v < kConvertKeys / 16 ? num_vectors - v : kConvertKeys / 16;
     const float* converted[kConvertKeys / 16];
-    for (int u = 0; u < count; ++u) {
-      float* to = scratch.keys + 16 * u;
-      converted[u] = to;
-      const uint16_t* from = lanes[v + u];
-      for (int d = 0; d < kv.head_dim; ++d) store(to + d * kConvertKeys, load_f16(from + d * bs));
+    for (int u = 0; u < count; ++u) converted[u] = scratch.keys + 16 * u;
+    float* to = scratch.keys;
+    if (count == kConvertKeys / 16) {
+      const uint16_t *k0 = lanes[v], *k1 = lanes[v + 1], *k2 = lanes[v + 2], *k3 = lanes[v + 3];
+      for (int d = 0; d < kv.head_dim; ++d, to += kConvertKeys, k0 += bs, k1 += bs, k2 += bs, k3 += bs) {
+        store(to, load_f16(k0));
+        store(to + 16, load_f16(k1));
+        store(to + 32, load_f16(k2));
+        store(to + 48, load_f16(k3));
+      }
+    } else {
+      for (int d = 0; d < kv.head_dim; ++d, to += kConvertKeys)
+        for (int u = 0; u < count; ++u) store(to + 16 * u, load_f16(lanes[v + u] + d * bs));
     }
-    multiply(q, kv.padded_head_dim, converted, kConvertKeys, scratch.scores + 16 * v, kPartitionKeys, kv.head_dim,
+    multiply(q, kv.padded_head_dim, converted, kConvertKeys, scratch.scores + 16 * v, kScoreStride, kv.head_dim,
              num_rows, count, true);
   }
 }
@@ -141,26 +157,37 @@ void score_keys(const float* q, int num_rows, const KvHead& kv, const int32_t* b
 void weigh_row(float* scores, int num_visible, int num_vectors, float* maximum, float* sum) {
   const float lowest = -__builtin_inff();
   const int full = num_visible / 16, rest = num_visible % 16;
-  F32x16 top = set1(lowest);
-  for (int v = 0; v < full; ++v) top = max(top, load(scores + 16 * v));
-  if (rest > 0) top = max(top, keep_first(load(scores + 16 * full), rest, lowest));
-  *maximum = reduce_max(top);
+  // Vector v belongs to chain v % 4: short dependency chains, and an order that depends on num_visible alone.
+  F32x16 tops[4] = {set1(lowest), set1(lowest), set1(lowest), set1(lowest)};
+  int v = 0;
+  for (; v + 4 <= full; v += 4)
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) tops[u] = max(tops[u], load(scores + 16 * (v + u)));
+  for (int u = 0; v < full; ++v, ++u) tops[u] = max(tops[u], load(scores + 16 * v));
+  if (rest > 0) tops[3] = max(tops[3], keep_first(load(scores + 16 * full), rest, lowest));
+  *maximum = reduce_max(max(max(tops[0], tops[1]), max(tops[2], tops[3])));
   const F32x16 m = set1(*maximum);
-  F32x16 total = zero();
-  for (int v = 0; v < full; ++v) {
+  F32x16 totals[4] = {zero(), zero(), zero(), zero()};
+  for (v = 0; v + 4 <= full; v += 4)
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) {
+      const F32x16 weight = exp2_nonpositive(sub(load(scores + 16 * (v + u)), m));
+      totals[u] = add(totals[u], weight);
+      store(scores + 16 * (v + u), weight);
+    }
+  for (int u = 0; v < full; ++v, ++u) {
     const F32x16 weight = exp2_nonpositive(sub(load(scores + 16 * v), m));
-    total = add(total, weight);
+    totals[u] = add(totals[u], weight);
     store(scores + 16 * v, weight);
   }
-  int v = full;
   if (rest > 0) {
     const F32x16 weight = keep_first(exp2_nonpositive(sub(load(scores + 16 * v), m)), rest, 0.0f);
-    total = add(total, weight);
+    totals[3] = add(totals[3], weight);
     store(scores + 16 * v, weight);
     ++v;
   }
   for (; v < num_vectors; ++v) store(scores + 16 * v, zero());
-  *sum = reduce_add(total);
+  *sum = reduce_add(add(add(totals[0], totals[1]), add(totals[2], totals[3])));
 }
 
 void add_values(int num_rows, const KvHead& kv, const int32_t* block_table, int key_begin, int num_keys,
@@ -176,7 +203,7 @@ void add_values(int num_rows, const KvHead& kv, const int32_t* block_table, int 
                               static_cast<size_t>(kv.head_dim) * static_cast<size_t>(bs);
       const uint16_t* lanes[kMaxVectors];
       for (int v = 0; v < num_vectors; ++v) lanes[v] = block + 16 * v;
-      multiply(weights, kPartitionKeys, lanes, padded, out, padded, count, num_rows, num_vectors, j == 0);
+      multiply(weights, kScoreStride, lanes, padded, out, padded, count, num_rows, num_vectors, j == 0);
       continue;
     }
     for (int i = 0; i < count; ++i) {
@@ -188,7 +215,7 @@ void add_values(int num_rows, const KvHead& kv, const int32_t* block_table, int 
     }
     const float* lanes[kMaxVectors];
     for (int v = 0; v < num_vectors; ++v) lanes[v] = scratch.values + 16 * v;
-    multiply(weights, kPartitionKeys, lanes, padded, out, padded, count, num_rows, num_vectors, j == 0);
+    multiply(weights, kScoreStride, lanes, padded, out, padded, count, num_rows, num_vectors, j == 0);
   }
 }
 
@@ -198,7 +225,7 @@ void attend_partition(const float* q, int num_rows, const int32_t* limits, const
   const int num_keys = key_end - key_begin, num_vectors = (num_keys + 15) / 16;
   score_keys(q, num_rows, kv, block_table, key_begin, num_keys, scratch);
   for (int r = 0; r < num_rows; ++r) {
-    float* scores = scratch.scores + r * kPartitionKeys;
+    float* scores = scratch.scores + r * kScoreStride;
     int num_visible = limits[r] - key_begin;
     if (num_visible > num_keys) num_visible = num_keys;
     if (num_visible > 0) {
@@ -214,25 +241,24 @@ void attend_partition(const float* q, int num_rows, const int32_t* limits, const
 
 void merge_partition(const AttentionState& state, const AttentionState& part, int num_rows, int padded_head_dim) {
   const float lowest = -__builtin_inff();
-  for (int r = 0; r < num_rows; ++r) {
-    if (part.maximum[r] == lowest && part.sum[r] == 0.0f) continue;  // this row saw none of these keys
-    float* values = state.values + r * padded_head_dim;
-    const float* more = part.values + r * padded_head_dim;
-    const bool is_first = state.maximum[r] == lowest && state.sum[r] == 0.0f;
-    if (is_first) {
-      for (int d = 0; d < padded_head_dim; d += 16) store(values + d, load(more + d));
-      state.maximum[r] = part.maximum[r];
-      state.sum[r] = part.sum[r];
-      continue;
+  for (int first = 0; first < num_rows; first += 16) {
+    const int count = num_rows - first < 16 ? num_rows - first : 16;
+    const F32x16 m_old = load_first(state.maximum + first, count), m_new = load_first(part.maximum + first, count);
+    const F32x16 m = max(m_old, m_new);
+    float old_factors[16], new_factors[16];
+    store(old_factors, exp2_nonpositive(sub(m_old, m)));
+    store(new_factors, exp2_nonpositive(sub(m_new, m)));
+    for (int i = 0; i < count; ++i) {
+      const int r = first + i;
+      if (part.maximum[r] == lowest && part.sum[r] == 0.0f) continue;  // this row saw none of these keys
+      const F32x16 old_factor = set1(old_factors[i]), new_factor = set1(new_factors[i]);
+      float* values = state.values + r * padded_head_dim;
+      const float* more = part.values + r * padded_head_dim;
+      for (int d = 0; d < padded_head_dim; d += 16)
+        store(values + d, fma(load(more + d), new_factor, mul(load(values + d), old_factor)));
+      state.sum[r] = state.sum[r] * old_factors[i] + part.sum[r] * new_factors[i];
+      state.maximum[r] = part.maximum[r] > state.maximum[r] ? part.maximum[r] : state.maximum[r];
     }
-    const float m = part.maximum[r] > state.maximum[r] ? part.maximum[r] : state.maximum[r];
-    float factors[16] = {state.maximum[r] - m, part.maximum[r] - m};
-    store(factors, exp2_nonpositive(load(factors)));
-    const F32x16 old_factor = set1(factors[0]), new_factor = set1(factors[1]);
-    for (int d = 0; d < padded_head_dim; d += 16)
-      store(values + d, fma(load(more + d), new_factor, mul(load(values + d), old_factor)));
-    state.sum[r] = state.sum[r] * factors[0] + part.sum[r] * factors[1];
-    state.maximum[r] = m;
   }
 }
 

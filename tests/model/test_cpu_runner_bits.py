@@ -23,7 +23,7 @@ Logits = npt.NDArray[np.float32]
 CONFIG = dataclasses.replace(
     TINY, num_attention_heads=6, num_key_value_heads=2, hidden_size=96, max_position_embeddings=1024
 )
-LENGTH = 450  # more than three partitions of keys
+LENGTH = 600  # more than two partitions of keys
 VARIANTS = [(isa, activations) for isa in _native.available_isas() for activations in ("int8", "f32")]
 
 

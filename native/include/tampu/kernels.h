@@ -13,7 +13,9 @@ namespace tampu {
 // Keys are attended in partitions of this many, aligned at absolute positions; each partition has its own softmax
 // state and they are merged in ascending order. That makes a row's bits the same whether one thread walks all
 // partitions or many share them.
-constexpr int kPartitionKeys = 128;
+constexpr int kPartitionKeys = 256;
+// Floats from one row of scores to the next: not a power of two, or the rows of a tile would share cache sets.
+constexpr int kScoreStride = kPartitionKeys + 16;
 
 // K and V of one layer and one KV head, paged. A block holds K transposed, [head_dim][block_size], then V,
 // [block_size][padded_head_dim] (padding is zero), all halves.
@@ -34,7 +36,7 @@ struct AttentionState {
 
 // What one thread needs to attend up to max_rows query rows.
 struct AttentionScratch {
-  float* scores;  // [max_rows][kPartitionKeys]
+  float* scores;  // [max_rows][kScoreStride]
   float* keys;    // [head_dim][64], converted
   float* values;  // [64][padded_head_dim], converted
 };
@@ -61,7 +63,8 @@ struct Kernels {
   void (*attend_partition)(const float* q, int num_rows, const int32_t* limits, const KvHead& kv,
                            const int32_t* block_table, int key_begin, int key_end, const AttentionScratch& scratch,
                            const AttentionState& out);
-  // state = state merged with the later partition `part`; a state that has seen nothing has maximum = -inf.
+  // state = state merged with the later partition `part`. Every row of `state` has seen keys; a row of `part` that saw
+  // none leaves it as it is.
   void (*merge_partition)(const AttentionState& state, const AttentionState& part, int num_rows, int padded_head_dim);
   // out[0..head_dim) = values / sum for one row.
   void (*finish_row)(const float* values, float sum, int head_dim, float* out);

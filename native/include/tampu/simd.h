@@ -66,10 +66,9 @@ inline float reduce_add(F32x16 a) {
   y = _mm_add_ps(y, _mm_movehl_ps(y, y));
   return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
 }
-// a * 2^n for whole n in [-126, 127].
-inline F32x16 scale_by_power(F32x16 a, F32x16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
-inline F32x16 round_to_nearest(F32x16 a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+// The float whose exponent field is the lowest byte of x's bits.
+inline F32x16 exponent_from_low_bits(F32x16 x) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.v), 23))};
 }
 constexpr int kTileRows = 6, kTileVectors = 4;  // 24 accumulators of 32 registers
 
@@ -153,15 +152,9 @@ inline float reduce_add(F32x16 a) {
   y = _mm_add_ps(y, _mm_movehl_ps(y, y));
   return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
 }
-inline __m256 power_of_two(__m256 n) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
-}
-inline F32x16 scale_by_power(F32x16 a, F32x16 n) {
-  return {_mm256_mul_ps(a.lo, power_of_two(n.lo)), _mm256_mul_ps(a.hi, power_of_two(n.hi))};
-}
-inline F32x16 round_to_nearest(F32x16 a) {
-  return {_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
-          _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+inline F32x16 exponent_from_low_bits(F32x16 x) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.lo), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.hi), 23))};
 }
 constexpr int kTileRows = 3, kTileVectors = 2;  // 12 accumulators of 16 registers
 
@@ -282,14 +275,8 @@ inline float reduce_add(F32x16 a) {
   const Quad y = (a.q[0] + a.q[2]) + (a.q[1] + a.q[3]);
   return (y[0] + y[2]) + (y[1] + y[3]);
 }
-inline Quad power_of_two(Quad n) {
-  return reinterpret_cast<Quad>((__builtin_convertvector(n, QuadInt) + 127) << 23);
-}
-inline F32x16 scale_by_power(F32x16 a, F32x16 n) { TAMPU_LANEWISE(a.q[i] * power_of_two(n.q[i])); }
-// |a| < 2^22; ties to even.
-inline F32x16 round_to_nearest(F32x16 a) {
-  const Quad magic = {12582912.0f, 12582912.0f, 12582912.0f, 12582912.0f};
-  TAMPU_LANEWISE((a.q[i] + magic) - magic);
+inline F32x16 exponent_from_low_bits(F32x16 x) {
+  TAMPU_LANEWISE(reinterpret_cast<Quad>(reinterpret_cast<QuadInt>(x.q[i]) << 23));
 }
 constexpr int kTileRows = 3, kTileVectors = 1;
 
@@ -300,18 +287,17 @@ inline F32x16 zero() { return set1(0.0f); }
 // 2^x for x <= 0; exactly 1 at 0, exactly 0 below -100 (a softmax weight that can change no sum, kept away from
 // slow subnormals). Relative error below 2e-7. NaN stays NaN.
 inline F32x16 exp2_nonpositive(F32x16 x) {
-  const F32x16 clamped = max(set1(-101.0f), x);
-  const F32x16 n = round_to_nearest(clamped);
-  const F32x16 f = sub(clamped, n);  // [-0.5, 0.5]
-  F32x16 p = set1(1.5403530e-4f);
-  p = fma(p, f, set1(1.3333558e-3f));
-  p = fma(p, f, set1(9.6181291e-3f));
-  p = fma(p, f, set1(5.5504109e-2f));
-  p = fma(p, f, set1(2.4022651e-1f));
-  p = fma(p, f, set1(6.9314718e-1f));
+  // Adding 1.5 * 2^23 + 127 rounds x to a whole number and leaves it, biased as an exponent, in the lowest bits.
+  const F32x16 magic = set1(12583039.0f);
+  const F32x16 shifted = add(x, magic);
+  const F32x16 f = sub(x, sub(shifted, magic));  // [-0.5, 0.5]
+  F32x16 p = set1(1.3264718e-3f);
+  p = fma(p, f, set1(9.6715139e-3f));
+  p = fma(p, f, set1(5.5507340e-2f));
+  p = fma(p, f, set1(2.4022242e-1f));
+  p = fma(p, f, set1(6.9314700e-1f));
   p = fma(p, f, set1(1.0f));
-  const F32x16 y = scale_by_power(p, n);
-  return zero_where_below(y, x, set1(-100.0f));
+  return zero_where_below(mul(p, exponent_from_low_bits(shifted)), x, set1(-100.0f));
 }
 
 }  // namespace
