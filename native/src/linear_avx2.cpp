@@ -235,6 +235,10 @@ struct Avx2 {
     }
   }
 
+  static void expand(QType qtype, const uint8_t* panel, int group_begin, int num_groups, WeightGroup* out) {
+    expand_groups<Avx2>(qtype, panel, group_begin, num_groups, out);
+  }
+
   static void int8_tile(GroupKind kind, Precision precision, int rows, const WeightGroup* groups, int num_groups,
                         const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead) {
     const auto tile = kind == GroupKind::Nibbles   ? int8_tile_of_kind<GroupKind::Nibbles>(precision, rows)

@@ -7,12 +7,11 @@
 #include <immintrin.h>
 
 #include "linear_driver.h"
+#include "linear_expand_avx512.h"
 #include "linear_quantize.h"
 
 namespace tampu::detail {
 namespace {
-
-#define TAMPU_UNROLL _Pragma("GCC unroll 16")
 
 __mmask16 column_mask(int num_columns, int half) {
   const int left = num_columns - 16 * half;
@@ -80,7 +79,8 @@ template <int R>
 inline void dot_words(const WeightGroup& group, int begin, int end, const uint8_t* const* rows, int offset,
                       __m512i (*acc)[2]) {
   TAMPU_UNROLL for (int q = begin; q < end; ++q) {
-    const __m512i w0 = _mm512_load_si512(group.w[q]), w1 = _mm512_load_si512(group.w[q] + 16);
+    __m512i w0 = _mm512_load_si512(group.w[q]), w1 = _mm512_load_si512(group.w[q] + 16);
+    if constexpr (R > 1) asm("" : "+v"(w0), "+v"(w1));   // loaded once, not once per row: loads are the next limit
     TAMPU_UNROLL for (int r = 0; r < R; ++r) {
       const __m512i a = broadcast4(rows[r] + offset + 4 * q);
       acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], a, w0);
@@ -192,15 +192,8 @@ struct Avx512 {
     _mm512_storeu_ps(out + 16, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 16))));
   }
 
-  static void column_sums(const int8_t* w, int num_words, int32_t* sums) {
-    const __m512i ones = _mm512_set1_epi8(1);
-    __m512i s0 = _mm512_setzero_si512(), s1 = s0;
-    TAMPU_UNROLL for (int q = 0; q < num_words; ++q) {
-      s0 = _mm512_dpbusd_epi32(s0, ones, _mm512_load_si512(w + 128 * q));
-      s1 = _mm512_dpbusd_epi32(s1, ones, _mm512_load_si512(w + 128 * q + 64));
-    }
-    _mm512_storeu_si512(sums, s0);
-    _mm512_storeu_si512(sums + 16, s1);
+  static void expand(QType qtype, const uint8_t* panel, int group_begin, int num_groups, WeightGroup* out) {
+    expand_groups_avx512(qtype, panel, group_begin, num_groups, out);
   }
 
   static void int8_tile(GroupKind kind, Precision precision, int rows, const WeightGroup* groups, int num_groups,

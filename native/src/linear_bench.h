@@ -24,7 +24,7 @@ double int8_dot_ops_per_s(int num_threads, double seconds);
 #if defined(TAMPU_X86)
 namespace detail {
 unsigned read_block_avx2(const void* data, size_t bytes);   // bytes: a multiple of 256
-unsigned dot_chain_avx512(long iterations);                 // 16 instructions of 128 operations each
+void dot_chain_avx512(long iterations);                     // iterations > 0; 16 instructions of 128 operations each
 }
 #endif
 

@@ -1,7 +1,7 @@
 // The loops around the tiles: blocks of rows, panels, blocks of K. Included once per instruction set (internal
 // linkage). The instruction set is a class with
 //   static void halves(const uint16_t*, float*)                                    32 half-precision values
-//   static void column_sums(const int8_t*, int num_words, int32_t*)                sums over 4 x num_words values
+//   static void expand(qtype, panel, group_begin, num_groups, groups)              expand_groups of linear_expand.h
 //   static constexpr int kInt8Rows, kFloatRows                                     tallest tiles
 //   static void int8_tile(kind, precision, rows, groups, num_groups, activations, stride, output, ahead)
 //   static void float_tile(rows, weights, num_k, activations, stride, output)
@@ -140,7 +140,7 @@ void matmul_int8(const MatmulJob& whole) {
       whole, sizes,
       [&](const MatmulJob& job) {
         return [&](const uint8_t* panel, int begin, int count) {
-          expand_groups<Set>(job.qtype, panel, begin, count, groups);
+          Set::expand(job.qtype, panel, begin, count, groups);
         };
       },
       [&](const MatmulJob& job) {
@@ -165,7 +165,7 @@ void matmul_f32(const MatmulJob& whole) {
             expand_floats<Set>(job.qtype, panel, begin, count, weights);
             return;
           }
-          expand_groups<Set>(job.qtype, panel, begin / kGroup, count / kGroup, groups);
+          Set::expand(job.qtype, panel, begin / kGroup, count / kGroup, groups);
           for (int g = 0; g < count / kGroup; ++g) group_to_float(group_kind(job.qtype), groups[g], weights + g * kGroup);
         };
       },

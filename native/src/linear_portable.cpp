@@ -77,6 +77,10 @@ struct Portable {
     }
   }
 
+  static void expand(QType qtype, const uint8_t* panel, int group_begin, int num_groups, WeightGroup* out) {
+    expand_groups<Portable>(qtype, panel, group_begin, num_groups, out);
+  }
+
   static void int8_tile(GroupKind kind, Precision precision, int rows, const WeightGroup* groups, int num_groups,
                         const uint8_t* activations, size_t stride, const TileOutput& output, Ahead&) {
     const size_t record = precision == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
