@@ -144,7 +144,9 @@ void matmul_int8(const MatmulJob& whole) {
         };
       },
       [&](const MatmulJob& job) {
-        return [&, kind = group_kind(job.qtype), lines = cache_lines_per_group(job.qtype)](
+        // The fetching is spread over the row tiles: all of it in the first one would queue up behind itself.
+        const int num_tiles = (job.num_rows + Set::kInt8Rows - 1) / Set::kInt8Rows;
+        return [&, kind = group_kind(job.qtype), lines = cache_lines_per_group(job.qtype) / num_tiles + 1](
                    int begin, int count, const uint8_t* a, int height, const TileOutput& output, Ahead& ahead) {
           ahead.lines_per_group = lines;
           Set::int8_tile(kind, job.precision, height, groups, count, a + size_t(begin) * record,
