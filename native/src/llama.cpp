@@ -67,6 +67,8 @@ void Llama::set_linear(Slot slot, int layer, const std::vector<LinearPart>& part
   if (in_features != k) refuse("a weight has rows of " + std::to_string(in_features) + " where " + std::to_string(k) + " are needed");
   for (const LinearPart& part : parts) n += part.n;
   if (n != wanted) refuse("a weight has " + std::to_string(n) + " rows where " + std::to_string(wanted) + " are needed");
+  if (slot == Slot::GateUpProj && (parts.size() != 2 || parts[0].n != parts[1].n))
+    refuse("gate_up_proj needs two parts of one size, gate and up");
   *to = parts.size() == 1 ? make_linear(parts[0].qtype, parts[0].data, n, k, runner_.isa, runner_.activations, precision)
                           : make_fused_linear(parts.data(), static_cast<int>(parts.size()), k, runner_.isa,
                                               runner_.activations, precision);
@@ -96,7 +98,6 @@ void Llama::allocate(int num_blocks, int block_size) {
   normed_.resize(rows * width(model_.hidden_size));
   qkv_.resize(rows * width(qkv_width_));
   attended_.resize(rows * width(query_width_));
-  gate_up_.resize(rows * 2 * width(model_.intermediate_size));
   gated_.resize(rows * width(model_.intermediate_size));
   cosines_.resize(rows * width(model_.head_dim) / 2);
   sines_.resize(cosines_.size());
@@ -135,7 +136,6 @@ void Llama::allocate_row_blocks() {
     block.attended_rows = activations_of(kRowBlock, query_width_, {&Layer::o_proj});
     block.gated_rows = activations_of(kRowBlock, model_.intermediate_size, {&Layer::down_proj});
     block.normed.resize(size_t{kRowBlock} * static_cast<size_t>(model_.hidden_size));
-    block.gate_up.resize(size_t{kRowBlock} * 2 * static_cast<size_t>(model_.intermediate_size));
     block.gated.resize(size_t{kRowBlock} * static_cast<size_t>(model_.intermediate_size));
     row_blocks_.push_back(std::move(block));
   }

@@ -117,8 +117,7 @@ void Llama::rows_after_attention(int layer, int begin, int end, int worker) {
     kernels_.rms_norm(hidden_row(r), l.post_attention_norm.data(), model_.rms_norm_eps, width,
                       block.normed.data() + static_cast<int64_t>(r - begin) * width);
   block.hidden_rows->set_rows(block.normed.data(), width, 0, count);
-  l.gate_up_proj->forward(*block.hidden_rows, count, block.gate_up.data(), 2 * inner, Epilogue::Store, 0, 1);
-  silu_mul(block.gate_up.data(), 2 * inner, inner, block.gated.data(), inner, 0, count, runner_.isa);
+  l.gate_up_proj->forward(*block.hidden_rows, count, block.gated.data(), inner, Epilogue::SiluMul, 0, 1);
   block.gated_rows->set_rows(block.gated.data(), inner, 0, count);
   l.down_proj->forward(*block.gated_rows, count, hidden_row(begin), width, Epilogue::Add, 0, 1);
 }
@@ -195,11 +194,10 @@ void Llama::mlp_block(int index, int worker) {
   chunks_then_rows(
       worker, parts,
       [&](int part) {
-        layer.gate_up_proj->forward(*hidden_rows_, rows, gate_up_.data(), 2 * inner, Epilogue::Store, part, parts);
+        layer.gate_up_proj->forward(*hidden_rows_, rows, gated_.data(), inner, Epilogue::SiluMul, part, parts);
       },
       rows,
       [&](int r) {
-        silu_mul(gate_up_.data(), 2 * inner, inner, gated_.data(), inner, r, r + 1, runner_.isa);
         gated_rows_->set_rows(gated_.data(), inner, r, r + 1);
       });
   const bool is_last = index + 1 == model_.num_layers;

@@ -73,7 +73,7 @@ class Llama {
   // One worker's rows, when it takes a block of them from one attention to the next by itself.
   struct RowBlock {
     std::unique_ptr<Activations> hidden_rows, attended_rows, gated_rows;
-    std::vector<float> normed, gate_up, gated;
+    std::vector<float> normed, gated;
   };
 
   void check(const std::vector<StepRun>& runs, bool samples) const;
@@ -120,7 +120,6 @@ class Llama {
   std::vector<float> normed_;      // [rows][hidden_size]
   std::vector<float> qkv_;         // [rows][qkv_width]
   std::vector<float> attended_;    // [rows][num_heads * head_dim]
-  std::vector<float> gate_up_;     // [rows][2 * intermediate_size]
   std::vector<float> gated_;       // [rows][intermediate_size]
   std::vector<float> cosines_, sines_;  // [rows][head_dim / 2]
   std::vector<float> logits_;      // [max_num_seqs][vocab_size]
