@@ -105,10 +105,22 @@ def test_int8_activations_cost_what_was_agreed(comparisons: dict[str, Comparison
     assert abs(comparisons["int8"].perplexity / perplexity - 1) < 0.005
 
 
+def resident_kib(path: Path) -> int:
+    """Memory held by mappings of a file."""
+    total, is_inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            is_inside = line.endswith(str(path.resolve()))
+        elif is_inside and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
 def test_memory_is_what_the_runner_says(checkpoint: Checkpoint) -> None:
     runner = CpuRunner(checkpoint, ENGINE)
     runner.load()
     assert 0 < runner.weight_bytes < 1.1 * checkpoint.file_bytes
+    assert resident_kib(checkpoint.path) < 1024, "the file's own pages are given back after packing"
     assert 0.9 * (64 << 20) < runner.kv_cache_bytes <= 64 << 20
     runner.close()
     assert runner.weight_bytes == runner.num_blocks() == 0

@@ -29,6 +29,9 @@ class TensorSource(Protocol):
     def read(self, name: str) -> Tensor:
         """The tensor of this name; KeyError when there is none."""
 
+    def release_pages(self) -> None:
+        """Give the memory of what was read back to the system; a later read fetches it from the file again."""
+
     def close(self) -> None:
         """Let go of the files. Idempotent."""
 
@@ -61,6 +64,10 @@ class Checkpoint:
     def dequantize(self, name: str) -> npt.NDArray[np.float32]:
         """Exact stored values of one tensor in its own shape, a fresh array."""
         return dequantize_tensor(self.tensor(name))
+
+    def release_pages(self) -> None:
+        """Give the memory of the mapped files back to the system; tensors stay valid and are read again on demand."""
+        self.source.release_pages()
 
     def close(self) -> None:
         """Let go of the files. Tensors read before stay valid."""

@@ -332,6 +332,9 @@ class _GgufTensors:
             data = _restore_row_order(data, num_heads, stored.shape[0])
         return Tensor(name, qtype, stored.shape, data)
 
+    def release_pages(self) -> None:
+        self._mapped.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         # The mapping itself goes with its last view: tensors that were handed out stay valid.
         self._bytes = None

@@ -49,6 +49,7 @@ class SafetensorsShards:
     """TensorSource over the files of a folder, under the names the files use."""
 
     def __init__(self, files: Mapping[str, tuple[mmap.mmap, dict[str, SafetensorsEntry]]]) -> None:
+        self._mapped = [mapped for mapped, _ in files.values()]
         self._bytes = {file: np.frombuffer(mapped, dtype=np.uint8) for file, (mapped, _) in files.items()}
         self._places = {
             name: (file, entry)
@@ -75,6 +76,10 @@ class SafetensorsShards:
             raise CheckpointError(file, "was read after the checkpoint was closed", tensor=name)
         data: npt.NDArray[np.uint8] = self._bytes[file][entry.offset : entry.offset + entry.num_bytes]
         return Tensor(name, entry.qtype, entry.shape, data)
+
+    def release_pages(self) -> None:
+        for mapped in self._mapped:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         # A mapping goes with its last view: tensors that were handed out stay valid.

@@ -227,6 +227,7 @@ class CpuRunner:
             for job in jobs:
                 job.result()
         llama.set_norm("norm", 0, checkpoint.dequantize("model.norm.weight"))
+        checkpoint.release_pages()  # the weights are held once, packed
 
     def _block_bytes(self) -> int:
         config = self._model_config
