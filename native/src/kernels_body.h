@@ -337,27 +337,35 @@ int collect_above(const float* x, int begin, int n, float threshold, bool inclus
   return count;
 }
 
-// exp(d) for d <= 0 in double, relative error below 1e-15; below -708 it is 0. Written without branches so that
-// the compiler vectorises the loop, and without fused operations so that every instruction set gets the same bits.
+inline double fused(double a, double b, double c) {
+#if defined(__FMA__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// exp(d) for d <= 0 in double, relative error below 1e-15; below -708 it is 0. Written without branches so that the
+// compiler can vectorise the loop.
 inline double exp_nonpositive(double d) {
   const double x = d < -708.0 ? -708.0 : d;
-  const double shifted = x * 1.4426950408889634 + 6755399441055744.0;
+  const double shifted = fused(x, 1.4426950408889634, 6755399441055744.0);
   const double n = shifted - 6755399441055744.0;
-  const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  const double r = fused(n, -1.90821492927058770002e-10, fused(n, -6.93147180369123816490e-01, x));
   double p = 1.0 / 6227020800.0;
-  p = p * r + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
-  p = p * r + 1.0;
-  p = p * r + 1.0;
+  p = fused(p, r, 1.0 / 479001600.0);
+  p = fused(p, r, 1.0 / 39916800.0);
+  p = fused(p, r, 1.0 / 3628800.0);
+  p = fused(p, r, 1.0 / 362880.0);
+  p = fused(p, r, 1.0 / 40320.0);
+  p = fused(p, r, 1.0 / 5040.0);
+  p = fused(p, r, 1.0 / 720.0);
+  p = fused(p, r, 1.0 / 120.0);
+  p = fused(p, r, 1.0 / 24.0);
+  p = fused(p, r, 1.0 / 6.0);
+  p = fused(p, r, 0.5);
+  p = fused(p, r, 1.0);
+  p = fused(p, r, 1.0);
   uint64_t bits;
   memcpy(&bits, &shifted, 8);  // the low bits of `shifted` are n in two's complement
   bits = (bits + 1023) << 52;
