@@ -245,7 +245,8 @@ class PanelLinear final : public Linear {
       throw std::logic_error("SiluMul needs a fused layer of two matrices of one size");
     }
     const int64_t panels = segments_[0].num_panels;
-    const int from = static_cast<int>(panels * part / num_parts), to = static_cast<int>(panels * (part + 1) / num_parts);
+    const int from = static_cast<int>(panels * part / num_parts);
+    const int to = static_cast<int>(panels * (part + 1) / num_parts);
     const MatmulJob gate = job_for(segments_[0], rows, num_rows, from, to);
     MatmulJob job = job_for(segments_[1], rows, num_rows, from, to);
     job.y = y;

@@ -53,8 +53,9 @@ inline void store_sums(const TileOutput& output, int column, const __m256 (*sums
     }
     alignas(32) float v[kColumns];
     TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
-      const __m256 gate = output.gate == nullptr ? _mm256_setzero_ps() : _mm256_load_ps(output.gate[r] + column + 8 * h);
-      _mm256_store_ps(v + 8 * h, output.gate == nullptr ? sums[r][h] : _mm256_mul_ps(silu(gate), sums[r][h]));
+      __m256 sum = sums[r][h];
+      if (output.gate != nullptr) sum = _mm256_mul_ps(silu(_mm256_load_ps(output.gate[r] + column + 8 * h)), sum);
+      _mm256_store_ps(v + 8 * h, sum);
     }
     float* y = output.y + r * output.ldy + column;
     const int left = output.num_columns - column;
@@ -281,7 +282,8 @@ inline GroupRange range_of(const __m256* x, float levels) {
     magnitude = _mm256_max_epu32(magnitude, _mm256_castps_si256(_mm256_andnot_ps(sign, x[i])));
   const __m256 largest = _mm256_max_ps(_mm256_max_ps(x[0], x[1]), _mm256_max_ps(x[2], x[3]));
   const __m256 smallest = _mm256_min_ps(_mm256_min_ps(x[0], x[1]), _mm256_min_ps(x[2], x[3]));
-  return group_range(largest_lane(magnitude), -largest_lane(_mm256_xor_ps(smallest, sign)), largest_lane(largest), levels);
+  return group_range(largest_lane(magnitude), -largest_lane(_mm256_xor_ps(smallest, sign)), largest_lane(largest),
+                     levels);
 }
 
 // The low bytes of 32 integers, in order.

@@ -72,7 +72,7 @@ inline const GroupLevels& levels_of_row(const uint8_t* record) {
   return *reinterpret_cast<const GroupLevels*>(record + (P == Precision::High ? 2 : 1) * kGroup);
 }
 
-inline __m512i broadcast4(const void* p) { return _mm512_set1_epi32(__builtin_bit_cast(int, *static_cast<const int*>(p))); }
+inline __m512i broadcast4(const void* p) { return _mm512_set1_epi32(*static_cast<const int*>(p)); }
 
 // acc += words [begin, end) of the group times 4 levels per row.
 template <int R>

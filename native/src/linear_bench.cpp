@@ -109,7 +109,8 @@ double stream_read_bytes_per_s(size_t bytes_per_thread, int num_threads, double 
     blocks.emplace_back(std::aligned_alloc(kHugePage, bytes));
     std::memset(blocks.back().get(), t + 1, bytes);
   }
-  const double best = best_round(num_threads, seconds, [&](int t) { sink += detail::read_block_avx2(blocks[t].get(), bytes); });
+  const double best = best_round(num_threads, seconds,
+                                 [&](int t) { sink += detail::read_block_avx2(blocks[t].get(), bytes); });
   return static_cast<double>(bytes) * num_threads / best;
 #else
   return 0;

@@ -112,7 +112,8 @@ class Layer {
 
   NumpyMatrix dequantize(int begin, int end) const {
     NumpyMatrix out = new_matrix(size_t(end - begin), size_t(linear_->in_features()));
-    for (int n = begin; n < end; ++n) linear_->dequantize_row(n, out.data() + size_t(n - begin) * linear_->in_features());
+    for (int n = begin; n < end; ++n)
+      linear_->dequantize_row(n, out.data() + size_t(n - begin) * size_t(linear_->in_features()));
     return out;
   }
 

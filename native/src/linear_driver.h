@@ -168,7 +168,8 @@ void matmul_f32(const MatmulJob& whole) {
             return;
           }
           Set::expand(job.qtype, panel, begin / kGroup, count / kGroup, groups);
-          for (int g = 0; g < count / kGroup; ++g) group_to_float(group_kind(job.qtype), groups[g], weights + g * kGroup);
+          for (int g = 0; g < count / kGroup; ++g)
+            group_to_float(group_kind(job.qtype), groups[g], weights + g * kGroup);
         };
       },
       [&](const MatmulJob& job) {

@@ -155,7 +155,8 @@ void unpack_column(QType qtype, const uint8_t* panel, int column, int k, uint8_t
   for (int b = 0; b < num_blocks; ++b, panel += layout.packed_bytes(), row += layout.bytes) {
     const auto* halves = reinterpret_cast<const uint16_t*>(panel);
     const auto* words = reinterpret_cast<const uint32_t*>(panel + size_t(kPanel) * 2 * layout.num_halves);
-    for (int h = 0; h < layout.num_halves; ++h) std::memcpy(row + layout.half_offset[h], halves + h * kPanel + column, 2);
+    for (int h = 0; h < layout.num_halves; ++h)
+      std::memcpy(row + layout.half_offset[h], halves + h * kPanel + column, 2);
     for (int w = 0; w < layout.num_words; ++w) {
       const uint32_t word = words[w * kPanel + column];
       std::memcpy(row + layout.word_offset + 4 * w, &word, 4);
@@ -165,7 +166,8 @@ void unpack_column(QType qtype, const uint8_t* panel, int column, int k, uint8_t
 
 void dequantize(QType qtype, const uint8_t* row, int k, float* out) {
   const BlockLayout& layout = block_layout(qtype);
-  for (int b = 0; b < k / layout.k; ++b) dequantize_block(qtype, row + size_t(b) * layout.bytes, out + size_t(b) * layout.k);
+  for (int b = 0; b < k / layout.k; ++b)
+    dequantize_block(qtype, row + size_t(b) * layout.bytes, out + size_t(b) * layout.k);
 }
 
 }  // namespace tampu::detail

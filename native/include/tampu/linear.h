@@ -40,7 +40,7 @@ class Activations {
 enum class Epilogue {
   Store,     // y = v
   Add,       // y += v (residual)
-  SiluMul,   // fused layer of two matrices of n columns each (gate, up): y[r * ldy + c] = silu(gate_c) * up_c for c < n;
+  SiluMul,   // fused layer of two matrices of n columns each (gate, up), y[r * ldy + c] = silu(gate_c) * up_c, c < n;
              // the same bits as Store followed by silu_mul, without the memory traffic between them
 };
 
