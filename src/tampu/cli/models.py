@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from tampu.core.errors import CheckpointError
 
@@ -36,6 +34,9 @@ def models(
     path: str = typer.Argument("", help="A GGUF file or Hugging Face folder to describe as well."),
 ) -> None:
     """List the weights that are on this machine: bundled, in the hub cache, or at PATH."""
+    from rich.console import Console
+    from rich.table import Table
+
     from tampu.model.bundled import bundled_model_path
     from tampu.model.checkpoint import open_checkpoint
 
