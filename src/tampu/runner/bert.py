@@ -150,8 +150,10 @@ class BertEncoder:
 
 
 def _parts(lengths: Sequence[int], num_threads: int) -> list[list[int]]:
-    """Indices of texts, in parts of similar numbers of tokens: at least one part for each thread where possible."""
-    limit = min(_BATCH_TOKENS, max(64, -(-sum(lengths) // num_threads)))
+    """Indices of texts, in parts of similar numbers of tokens, the same number of parts for each thread if possible."""
+    total = sum(lengths)
+    num_rounds = max(1, -(-total // (num_threads * _BATCH_TOKENS)))
+    limit = max(64, -(-total // (num_threads * num_rounds)))
     parts: list[list[int]] = []
     num_tokens = 0
     for index, length in enumerate(lengths):
