@@ -248,15 +248,10 @@ class CpuRunner:
                 str(self._checkpoint.path),
                 f"needs about {for_weights // MIB} MiB of memory, {available // MIB} MiB are available",
             )
-        longest = engine.max_model_len or self._model_config.max_position_embeddings
-        for_one = -(-longest // engine.block_size)
         if engine.kv_cache_bytes is None:
-            budget = min(
-                DEFAULT_KV_REQUESTS * for_one * block_bytes,
-                int(DEFAULT_KV_SHARE * (available - for_weights)),
-                DEFAULT_KV_LIMIT_BYTES,
+            return default_num_blocks(
+                engine, self._model_config.max_position_embeddings, block_bytes, available - for_weights
             )
-            return max(1, budget // block_bytes)
         if engine.kv_cache_bytes < block_bytes:
             raise ConfigError(
                 "kv_cache_bytes", f"{engine.kv_cache_bytes} holds no block; one takes {block_bytes} bytes"
@@ -268,6 +263,20 @@ class CpuRunner:
                 f"needs about {for_weights // MIB} MiB",
             )
         return engine.kv_cache_bytes // block_bytes
+
+
+def default_num_blocks(engine: EngineConfig, model_max_len: int, block_bytes: int, free_bytes: int) -> int:
+    """KV blocks when nobody named a budget, at least one; `free_bytes` is what is left beside the weights.
+
+    Room for a few requests of full length, within a share of the free memory. A length asked for by name goes beyond
+    the share when one request of it fits the machine.
+    """
+    longest = min(model_max_len, engine.max_model_len or model_max_len)
+    for_one = -(-longest // engine.block_size) * block_bytes
+    budget = min(DEFAULT_KV_REQUESTS * for_one, int(DEFAULT_KV_SHARE * free_bytes), DEFAULT_KV_LIMIT_BYTES)
+    if engine.max_model_len is not None and for_one <= free_bytes:
+        budget = max(budget, for_one)
+    return max(1, budget // block_bytes)
 
 
 def _choose_isa(wanted: str | None, available: Sequence[str]) -> str:
