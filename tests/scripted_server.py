@@ -67,6 +67,7 @@ class Server:
     """One app with a handle on everything beneath it. `say` decides what the model answers."""
 
     say: Callable[[Request], str] = lambda request: "Hello, world"
+    max_model_len: int = MAX_MODEL_LEN
     requests: list[Request] = field(default_factory=list)
     engine: Engine = field(init=False)
     runner: ScriptedRunner = field(init=False)
@@ -74,15 +75,15 @@ class Server:
     services: Services = field(init=False)
 
     def __post_init__(self) -> None:
-        self.runner = ScriptedRunner(self._reply, num_blocks=2048)
-        config = EngineConfig(max_model_len=MAX_MODEL_LEN)
+        self.runner = ScriptedRunner(self._reply, num_blocks=max(2048, self.max_model_len // 16))
+        config = EngineConfig(max_model_len=self.max_model_len)
         self.runner.load()
         self.engine = Engine(self.runner, config)
         metrics = Metrics()
         self.generator = Generator(self.engine, ChatCodec(TOKENIZER, chat_template("chatml")), metrics)
         self.services = Services(
             generator=self.generator,
-            model_card=ModelCard(weights_name="scripted", max_model_len=MAX_MODEL_LEN),
+            model_card=ModelCard(weights_name="scripted", max_model_len=self.max_model_len),
             engine=self.engine,
             metrics=metrics,
         )

@@ -151,6 +151,8 @@ def _text_generation(card: ModelCard) -> CatalogueEntry:
         {"property_id": "terms", "value": _TERMS},
         *_weights(card.weights_name, card.file, card.num_parameters),
         {"property_id": "tampu_quantization", "value": card.quantization},
+        {"property_id": "tampu_model_context_window", "value": _number(card.model_context_len)},
+        {"property_id": "tampu_kv_cache_tokens", "value": _number(card.kv_capacity_tokens)},
         {"property_id": "tampu_stand_in", "value": str(card.is_stand_in).lower()},
     ]
     description = _DESCRIPTION
@@ -196,8 +198,13 @@ def _weights(weights: str, file: str, num_parameters: int) -> list[dict[str, str
     return [
         {"property_id": "tampu_weights", "value": weights},
         {"property_id": "tampu_file", "value": file.rsplit("/", 1)[-1]},
-        {"property_id": "tampu_parameters", "value": str(num_parameters) if num_parameters else ""},
+        {"property_id": "tampu_parameters", "value": _number(num_parameters)},
     ]
+
+
+def _number(value: int) -> str:
+    """Zero means unknown, and a property without a value is left out."""
+    return str(value) if value else ""
 
 
 def _matches(entry: CatalogueEntry, query: Mapping[str, str]) -> bool:

@@ -256,6 +256,8 @@ def _models(services: Services) -> list[dict[str, Any]]:
                 "file": card.file.rsplit("/", 1)[-1],
                 "quantization": card.quantization,
                 "parameters": card.num_parameters,
+                "model_context_len": card.model_context_len,
+                "kv_cache_tokens": card.kv_capacity_tokens,
                 "is_stand_in": card.is_stand_in,
                 "aliases": list(card.aliases),
             },

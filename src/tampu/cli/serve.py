@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tampu.api.config import ServerConfig
     from tampu.cli.composition import LoadedModel
     from tampu.serving.embedder import EmbeddingCard
+    from tampu.serving.model_card import ModelCard
     from tampu.serving.services import TextGenerator
     from tampu.store.token_cache import TokenCache
 
@@ -109,6 +110,8 @@ def banner_facts(
         notices.append(
             f"{card.name} is answered by {card.weights_name}, not by Llama 3.1 8B. Name other weights with --model."
         )
+    if card.is_context_cut:
+        notices.append(_context_notice(card))
     rows = (
         ("model", f"{card.name}  answered by  {card.weights_name}"),
         ("file", f"{card.file} ({megabytes(loaded.file_bytes)})"),
@@ -122,6 +125,14 @@ def banner_facts(
         ("ready in", f"{seconds:.2f} s, of which {loaded.load_seconds:.2f} s loading the model"),
     )
     return BannerFacts("Tampu", rows, tuple(notices))
+
+
+def _context_notice(card: ModelCard) -> str:
+    """Why a request may hold less than the model was made for, and what would change that."""
+    room = f"A request may hold {card.max_model_len:,} of the model's {card.model_context_len:,} tokens"
+    if card.max_model_len < card.kv_capacity_tokens:
+        return f"{room}, as --max-model-len says."
+    return f"{room}: the KV cache holds no more. Give it more memory with --kv-cache-mb."
 
 
 def _address(server: ServerConfig) -> tuple[str, str]:

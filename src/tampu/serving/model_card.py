@@ -32,6 +32,11 @@ class ModelCard:
         return model == self.name or model in self.aliases
 
     @property
+    def is_context_cut(self) -> bool:
+        """True when a request may hold less here than the model was made for."""
+        return self.max_model_len < self.model_context_len
+
+    @property
     def is_stand_in(self) -> bool:
         """True when other weights than the public name's answer."""
         return "llama-3.1-8b" not in self.weights_name.lower().replace("_", "-").replace(" ", "-")
