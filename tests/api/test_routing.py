@@ -87,3 +87,9 @@ async def test_reject_if_busy(server: Server, client: httpx.AsyncClient, monkeyp
     assert refused.status_code == 429
     assert refused.json()["errors"][0]["code"] == 3040
     assert (await client.post(RUN_PATH, json={"prompt": "hi"})).status_code == 200
+
+
+async def test_an_empty_account_id_is_named(client: httpx.AsyncClient) -> None:
+    answer = await client.post(f"/client/v4/accounts//ai/run/{MODEL}", json={"prompt": "hi"})
+    assert answer.json()["errors"][0]["code"] == 7000
+    assert "account id in the URL is empty" in answer.json()["errors"][0]["message"]

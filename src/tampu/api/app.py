@@ -118,5 +118,6 @@ def _routing_error(scope: Scope, error: HTTPException) -> ApiError:
     if error.status_code == 405:
         return ApiError(7001, scope["method"], headers=error.headers)
     if path.startswith("/client/v4"):
-        return ApiError(7000)
+        is_nameless = "/accounts//" in path  # the page's curl example with its variable not set
+        return ApiError(7000, hint="The account id in the URL is empty: put any word there." if is_nameless else "")
     return ApiError(7000, status=error.status_code, hint="See /docs for the routes of this server.")
