@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 
 from scripted_server import ACCOUNT, MODEL, RUN_PATH, Server, frames_of, prompt_text
@@ -69,6 +70,43 @@ async def test_a_demanded_call_is_enforced_whatever_the_model_wants(
     result = (await ask(client, tools=[tool], tool_choice=choice)).json()["result"]
     assert result["tool_calls"][0] == {"name": "weather", "arguments": {"city": "Lima", "days": 3}}
     assert result["response"] == ""
+
+
+@pytest.mark.parametrize("max_tokens", [100, 101, 130, 200])
+async def test_a_demanded_call_that_rambles_is_closed_in_time_on_every_way_out(
+    server: Server, client: httpx.AsyncClient, max_tokens: int
+) -> None:
+    server.say = lambda request: '<tool_call>\n{"name": "weather", "arguments": {"city": "L' + "a" * 1000
+    limits = {"tool_choice": "required", "max_tokens": max_tokens, "temperature": 0}
+    plain = (await ask(client, tools=[FLAT], **limits)).json()["result"]
+    (call,) = plain["tool_calls"]
+    jsonschema.validate(call["arguments"], PARAMETERS)
+    assert (plain["response"], plain["finish_reason"]) == ("", "length")
+    assert plain["usage"]["completion_tokens"] <= max_tokens
+    *frames, last = frames_of((await ask(client, tools=[FLAT], stream=True, **limits)).text)
+    assert [frame["tool_calls"] for frame in frames if "tool_calls" in frame] == [[{"index": 0, **call}]]
+    assert "".join(frame["response"] for frame in frames) == ""
+    assert last["finish_reason"] == "length"
+    body = {"model": MODEL, "messages": [USER], "tools": [{"type": "function", "function": FLAT}], **limits}
+    path = f"/client/v4/accounts/{ACCOUNT}/ai/v1/chat/completions"
+    choice = (await client.post(path, json=body)).json()["choices"][0]
+    (called,) = choice["message"]["tool_calls"]
+    assert (json.loads(called["function"]["arguments"]), choice["finish_reason"]) == (call["arguments"], "length")
+
+
+async def test_a_demanded_call_with_room_to_spare_says_tool_calls(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: CALL
+    result = (await ask(client, tools=[FLAT], tool_choice="required", max_tokens=1000)).json()["result"]
+    assert (result["tool_calls"][0]["arguments"], result["finish_reason"]) == (
+        {"city": "Lima", "days": 2},
+        "tool_calls",
+    )
+
+
+async def test_no_room_for_any_call_is_said(server: Server, client: httpx.AsyncClient) -> None:
+    response = await ask(client, tools=[FLAT], tool_choice="required", max_tokens=20)
+    assert response.status_code == 400
+    assert "max_tokens" in response.text
 
 
 async def test_choice_none_offers_nothing(server: Server, client: httpx.AsyncClient) -> None:

@@ -292,6 +292,16 @@ async def test_a_cut_call_is_text_and_says_length() -> None:
     assert answer.finish_reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize("step", [1, 3, 1000])
+@pytest.mark.parametrize("end", [50, 60, 70])
+async def test_a_later_demanded_call_that_was_cut_is_dropped(step: int, end: int) -> None:
+    data = CALLS[CALLS.index(b"{") :][:end]
+    engine = FakeEngine(says(data, range(0, len(data), step), reason=FinishReason.LENGTH))
+    answer = (await generator_over(engine).complete(chat(tool_choice=ToolChoice("required"))))[0]
+    assert (answer.text, [call.arguments for call in answer.tool_calls]) == ("", [{"x": 1}])
+    assert answer.finish_reason is FinishReason.LENGTH
+
+
 async def test_one_step_wakes_the_loop_once_for_all_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(lambda request: [])
     generator = generator_over(engine)

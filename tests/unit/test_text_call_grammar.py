@@ -103,7 +103,7 @@ def test_what_the_template_writes_of_a_call_is_what_the_grammar_allows(kind: str
 
 
 def test_a_repeated_call_is_the_last() -> None:
-    constraint = forced_calls(byte_compiler(), TOOLS, kind="llama3", parallel=True).new_constraint()
+    constraint = forced_calls(byte_compiler(), TOOLS, kind="llama3", parallel=True).new_constraint(500)
     now = b'{"name": "now", "parameters": {}}'
     weather = b'{"name": "get_weather", "parameters": {"city": "A"}}'
     walk(constraint, list(now + b"; " + weather))
@@ -151,7 +151,7 @@ def compiler() -> GrammarCompiler:
 
 
 def test_auto_is_free_until_a_call_begins_and_free_again_after_it(compiler: GrammarCompiler) -> None:
-    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint()
+    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint(500)
     text = (
         'Let me see. {"name": "get_weather", "parameters": {"city": "Cusco"}} Then {"name": "now", "parameters": {}} ok'
     )
@@ -165,7 +165,7 @@ def test_auto_is_free_until_a_call_begins_and_free_again_after_it(compiler: Gram
 
 
 def test_auto_allows_only_valid_arguments(compiler: GrammarCompiler) -> None:
-    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint()
+    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint(500)
     walk(constraint, load_llama3().encode('{"name": "get_weather", "parameters": {"'))
     mask = constraint.next_mask()
     assert is_allowed(mask, load_llama3().encode("city")[0])
@@ -184,20 +184,20 @@ def test_auto_allows_only_valid_arguments(compiler: GrammarCompiler) -> None:
     ],
 )
 def test_auto_leaves_other_json_alone(compiler: GrammarCompiler, text: str) -> None:
-    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint()
+    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint(500)
     assert not any(walk(constraint, load_llama3().encode(text)))
     assert constraint.next_mask() is None
 
 
 def test_auto_after_python_tag_is_constrained_at_once(compiler: GrammarCompiler) -> None:
-    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint()
+    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint(500)
     python_tag = load_llama3().special_id("<|python_tag|>")
     ids = load_llama3().encode('{"name": "now", "parameters": {}}')
     assert walk(constraint, [python_tag, *ids]) == [False, *([True] * len(ids))]
 
 
 def test_auto_without_parallel_calls_ends_after_the_first(compiler: GrammarCompiler) -> None:
-    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=False).new_constraint()
+    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=False).new_constraint(500)
     walk(constraint, load_llama3().encode('{"name": "now", "parameters": {}}'))
     mask = constraint.next_mask()
     assert [token_id for token_id in range(128_256) if is_allowed(mask, token_id)] == [128_001, 128_008, 128_009]
@@ -212,7 +212,7 @@ def test_auto_without_parallel_calls_ends_after_the_first(compiler: GrammarCompi
     ],
 )
 def test_auto_for_chatml(text: str) -> None:
-    constraint = auto_calls(byte_compiler(), TOOLS, kind="chatml", parallel=True).new_constraint()
+    constraint = auto_calls(byte_compiler(), TOOLS, kind="chatml", parallel=True).new_constraint(500)
     masked = walk(constraint, list(text.encode()))
     assert any(masked)
     assert not masked[0]
@@ -243,7 +243,7 @@ def test_auto_begins_at_the_same_place_however_tokens_are_cut(lengths: list[int]
     """A token may hold the end of the name and more: what follows the name is checked all the same."""
     compiler = compiler_with_long_tokens()
     ids = {compiler.tokenizer.token_bytes(i): i for i in range(compiler.tokenizer.num_tokens)}
-    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint()
+    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint(500)
     position = 0
     while position < len(CALL):
         is_masked = constraint.next_mask() is not None
@@ -257,7 +257,7 @@ def test_auto_begins_at_the_same_place_however_tokens_are_cut(lengths: list[int]
 
 
 def test_a_token_that_goes_astray_after_the_name_leaves_the_text_free() -> None:
-    constraint = auto_calls(byte_compiler(), TOOLS, kind="llama3", parallel=True).new_constraint()
+    constraint = auto_calls(byte_compiler(), TOOLS, kind="llama3", parallel=True).new_constraint(500)
     walk(constraint, list(b'{"name": "now"'))
     assert constraint.next_mask() is not None
     tokens = [*byte_spellings(), '"x', "<|eot_id|>"]
@@ -265,14 +265,14 @@ def test_a_token_that_goes_astray_after_the_name_leaves_the_text_free() -> None:
         pre_tokenizer="gpt-2", tokens=tuple(tokens), token_types=(*([1] * 257), 3), eos_token_ids=(257,)
     )
     compiler = GrammarCompiler(load_tokenizer(spec))
-    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint()
+    constraint = auto_calls(compiler, TOOLS, kind="llama3", parallel=True).new_constraint(500)
     walk(constraint, [*b'{"name": "now', 256])
     assert constraint.next_mask() is None
 
 
 def test_masks_are_as_long_as_the_embedding(compiler: GrammarCompiler) -> None:
     for used, rows in ((byte_compiler(), VOCAB_SIZE), (compiler, 128_256)):
-        mask = forced_calls(used, TOOLS, kind="llama3", parallel=False).new_constraint().next_mask()
+        mask = forced_calls(used, TOOLS, kind="llama3", parallel=False).new_constraint(500).next_mask()
         assert mask is not None
         assert len(mask) == (rows + 7) // 8
         assert not is_allowed(mask, EOS)

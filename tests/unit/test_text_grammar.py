@@ -439,7 +439,7 @@ def test_random_tokens_of_a_real_vocabulary_give_a_valid_value(schema: Any) -> N
 
 def test_constraints_of_one_grammar_are_independent() -> None:
     grammar = byte_compiler().json_schema({"enum": ["ab", "cd"]})
-    first, second = grammar.new_constraint(), grammar.new_constraint()
+    first, second = grammar.new_constraint(500), grammar.new_constraint(500)
     for byte in b'"a':
         first.accept(byte)
     second.accept(ord('"'))

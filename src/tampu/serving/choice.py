@@ -12,14 +12,15 @@ from tampu.core.output import FinishReason, RequestOutput, Usage
 from tampu.core.request import Request
 from tampu.core.step import TokenLogprobs
 from tampu.serving.events import Event, Finished, TextDelta, TokenText, ToolCallDelta
-from tampu.serving.ports import TextCodec
+from tampu.serving.ports import BudgetedConstraint, TextCodec
 from tampu.text.tool_calls import Piece, TextPiece, ToolCallParser, ToolCallPiece
 
 
 class Choice:
     """Folds the outputs of one engine request into events; the last one is Finished.
 
-    `tools` are those the model may call here (empty = text only); with `has_single_call` the first call ends it.
+    `tools` are those the model may call here (empty = text only); with `has_single_call` the first call ends it. Where
+    a call is demanded, a later call that `max_tokens` cut off is dropped: it is no text of the answer.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Choice:
         stops: Sequence[str] = (),
         tools: Sequence[ToolSpec] = (),
         has_single_call: bool = False,
+        is_call_demanded: bool = False,
     ) -> None:
         self.index = index
         self.request = request
@@ -39,6 +41,7 @@ class Choice:
         self._parser = ToolCallParser(tools) if tools else None
         self._matcher = codec.stop_matcher(stops) if stops else None
         self._has_single_call = has_single_call
+        self._is_call_demanded = is_call_demanded
         self._num_calls = 0
         self._num_completion_tokens = 0
         self._num_cached_tokens = 0
@@ -89,7 +92,10 @@ class Choice:
     def _tool_events(self, parser: ToolCallParser, text: str, reason: FinishReason | None) -> list[Event]:
         pieces: list[Piece] = parser.feed(text)
         if reason is not None:
-            pieces += parser.finish()
+            rest = parser.finish()
+            has_called = self._num_calls > 0 or any(isinstance(piece, ToolCallPiece) for piece in pieces)
+            if not (self._is_call_demanded and has_called and reason is FinishReason.LENGTH):
+                pieces += rest
         events: list[Event] = []
         for piece in pieces:
             match piece:
@@ -106,7 +112,7 @@ class Choice:
 
     def _finished(self, reason: FinishReason) -> Finished:
         if self._num_calls and reason is FinishReason.STOP:
-            reason = FinishReason.TOOL_CALLS
+            reason = FinishReason.LENGTH if _is_cut_short(self.request.constraint) else FinishReason.TOOL_CALLS
         usage = Usage(
             prompt_tokens=len(self.request.prompt_token_ids) if self.index == 0 else 0,
             completion_tokens=self._num_completion_tokens,
@@ -130,3 +136,7 @@ class Choice:
             other = self._codec.token_bytes(other_id)
             top.append((other.decode("utf-8", "replace"), other, logprob))
         return TokenText(spelled.decode("utf-8", "replace"), spelled, logprobs.logprob, tuple(top))
+
+
+def _is_cut_short(constraint: object) -> bool:
+    return isinstance(constraint, BudgetedConstraint) and constraint.is_cut_short

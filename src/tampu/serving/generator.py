@@ -168,7 +168,7 @@ class Generator:
                 seed=derive_seed(seed, index),
                 lora_id=request.lora,
                 tenant=request.tenant,
-                constraint=None if constraint is None else constraint.new_constraint(),
+                constraint=None if constraint is None else constraint.new_constraint(sampling.max_tokens),
             )
             choices.append(
                 Choice(
@@ -177,6 +177,7 @@ class Generator:
                     self._codec,
                     stops=request.stop,
                     tools=callable_tools(request),
+                    is_call_demanded=request.tool_choice.mode in ("required", "named"),
                     has_single_call=not request.parallel_tool_calls,
                 )
             )

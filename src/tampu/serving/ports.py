@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tampu.core.output import RequestOutput
 from tampu.core.request import Request, TokenConstraint
@@ -63,8 +63,17 @@ class StopMatcher(Protocol):
 class ConstraintSource(Protocol):
     """A compiled grammar; makes the constraint of one request after another."""
 
-    def new_constraint(self) -> TokenConstraint:
-        """A fresh constraint."""
+    def new_constraint(self, max_tokens: int) -> TokenConstraint:
+        """A fresh constraint, of a request that may have this many tokens."""
+
+
+@runtime_checkable
+class BudgetedConstraint(Protocol):
+    """A constraint that brings the answer to a proper end before `max_tokens` cut it."""
+
+    @property
+    def is_cut_short(self) -> bool:
+        """True when it had to: the answer would have gone on."""
 
 
 class TextCodec(Protocol):

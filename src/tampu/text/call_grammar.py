@@ -13,6 +13,7 @@ from typing import Any
 
 from tampu.core.chat import ToolSpec
 from tampu.core.errors import UnsupportedSchemaError
+from tampu.text.closing import CallBudget, CallSize, ClosingTokens, call_size
 from tampu.text.detokenizer import Detokenizer
 from tampu.text.grammar import Grammar, GrammarCompiler, GrammarMatching, checked, dumped, normalized, styled
 from tampu.text.json_schema import NormalizedSchemas, Schema, refuse
@@ -57,7 +58,7 @@ def forced_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: 
         return compiler.from_lark(f"start: call {more}\ncall: {call}\njson: {_call_json(compiler, tools, form)}")
 
     grammar = compiler.cached(f"calls {kind} {parallel} {_tools_key(tools)}", make)
-    return CallsGrammar(grammar, compiler, tuple(tools))
+    return CallsGrammar(grammar, compiler, tuple(tools), call_size(compiler, grammar, tools))
 
 
 def answer_or_calls(
@@ -153,29 +154,35 @@ def _call_schema(name: str, arguments_key: str, arguments: Schema) -> Schema:
 
 @dataclass(frozen=True, slots=True)
 class CallsGrammar:
-    """What `forced_calls` compiles: makes a constraint for each request."""
+    """What `forced_calls` and `answer_or_calls` compile: makes a constraint for each request."""
 
     grammar: Grammar
     compiler: GrammarCompiler
     tools: tuple[ToolSpec, ...]
+    size: CallSize | None = None  # where a call is demanded: it has to be complete when max_tokens are used up
 
     def new_matching(self) -> GrammarMatching:
         """The bare grammar, in which calls may repeat."""
         return self.grammar.new_matching()
 
-    def new_constraint(self) -> CallsConstraint:
-        """A fresh constraint, for one request."""
-        return CallsConstraint(self)
+    def new_constraint(self, max_tokens: int) -> CallsConstraint:
+        """A fresh constraint, for one request that may have this many tokens."""
+        return CallsConstraint(self, max_tokens)
 
 
 class CallsConstraint:
     """A grammar of calls, which ends the answer after a call that repeats an earlier one: a `TokenConstraint`.
 
-    A weak model that may write several calls is apt to write one again and again until `max_tokens` cuts it off.
+    A weak model that may write several calls is apt to write one again and again until `max_tokens` cuts it off. Where
+    a call is demanded, the calls are also brought to an end before that (see CallBudget).
     """
 
-    def __init__(self, calls: CallsGrammar) -> None:
+    def __init__(self, calls: CallsGrammar, max_tokens: int) -> None:
         self._matching = calls.new_matching()
+        self._budget: CallBudget | None = None
+        if calls.size is not None:
+            tokens = ClosingTokens.of(calls.compiler)
+            self._budget = CallBudget(tokens, self._matching, max_tokens=max_tokens, size=calls.size)
         self._compiler = calls.compiler
         self._decoder = Detokenizer(calls.compiler.tokenizer)
         self._parser = ToolCallParser(calls.tools)
@@ -186,11 +193,19 @@ class CallsConstraint:
         """See TokenConstraint."""
         if self._has_repeated and self._matching.may_end:
             return self._compiler.end_mask
-        return self._matching.next_mask()
+        mask = self._matching.next_mask()
+        return mask if self._budget is None else self._budget.narrowed(mask, has_call=bool(self._seen))
+
+    @property
+    def is_cut_short(self) -> bool:
+        """True when the answer would have gone on, had `max_tokens` been more."""
+        return self._budget is not None and self._budget.has_narrowed
 
     def accept(self, token_id: int) -> None:
         """See TokenConstraint."""
         self._matching.accept(token_id)
+        if self._budget is not None:
+            self._budget.accept(token_id)
         for piece in self._parser.feed(self._decoder.add([token_id])):
             if isinstance(piece, ToolCallPiece):
                 spelled = json.dumps([piece.call.name, piece.call.arguments])
@@ -209,8 +224,8 @@ class AutoCallGrammar:
     names: frozenset[bytes]  # as JSON strings
     may_repeat: bool
 
-    def new_constraint(self) -> AutoCallConstraint:
-        """A fresh constraint, for one request."""
+    def new_constraint(self, max_tokens: int) -> AutoCallConstraint:
+        """A fresh constraint, for one request. `max_tokens` changes nothing here: the model may also answer in text."""
         return AutoCallConstraint(self)
 
 

@@ -82,8 +82,8 @@ class Grammar:
         self.cost_bytes = cost_bytes
         self.has_failed = False  # it ran into a limit of the matcher while in use
 
-    def new_constraint(self) -> TokenConstraint:
-        """A fresh constraint, for one request."""
+    def new_constraint(self, max_tokens: int) -> TokenConstraint:
+        """A fresh constraint, for one request. `max_tokens` changes nothing here: text may be cut."""
         return self.new_matching()
 
     def new_matching(self) -> GrammarMatching:
@@ -103,7 +103,7 @@ class GrammarMatching:
         self._matcher = matcher
         self._num_mask_bytes = num_mask_bytes
 
-    def next_mask(self) -> bytes | None:
+    def next_mask(self) -> bytes:
         """See TokenConstraint."""
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
@@ -114,6 +114,10 @@ class GrammarMatching:
     def accept(self, token_id: int) -> None:
         """See TokenConstraint."""
         self._matcher.consume_token(token_id)
+
+    def copy(self) -> GrammarMatching:
+        """Another one at the same place, to try things with."""
+        return GrammarMatching(self._grammar, self._matcher.deep_copy(), self._num_mask_bytes)
 
     def accept_tokens(self, token_ids: Sequence[int]) -> bool:
         """Advance by several tokens; False when the grammar does not allow them."""

@@ -1,0 +1,319 @@
+"""Brings a demanded call to its end within a number of tokens. Knows tokens and JSON's notation, no requests.
+
+A weak model may ramble in a string or an array until `max_tokens` cuts it off. Its call is followed here: when the
+tokens left are about what a way to the end takes, masks are narrowed to tokens that close something, and in the last
+resort to the tokens of that way. Masks are only ever narrowed, so what the grammar promises stays promised.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from tampu.core.chat import ToolSpec
+from tampu.text.grammar import Grammar, GrammarCompiler, GrammarMatching
+from tampu.text.tokenizer import Tokenizer
+
+_CLOSES_STRING = re.compile(rb'"[ \n\]}]*')
+_CLOSES_OTHER = re.compile(rb' ?(?:""|\[\]|\{\})?[ \n]*[\]}]+[ \n\]}]*| ?(?:""|\[\]|\{\})')
+_GOES_ON = re.compile(rb"\s*,")
+_BRIDGES = re.compile(rb"[}>]\s*[;\n,]")  # may end a call and begin the next in one token
+_EXPONENT = re.compile(rb"[0-9.]*[eE].*", re.DOTALL)  # of a number that has begun
+_NUMBER_WITH_EXPONENT = re.compile(rb"[^\"]*[0-9]\.?[eE].*", re.DOTALL)
+_SLACK = 6  # tokens for choices of the model's own while things are being closed
+_PATIENCE = 8  # tokens, before looking again for a way that was not found
+_LONGEST_WAY = 512
+_MAX_DEPTH = 16
+_MAX_LEAST_CHARS = 4_000
+_IMPATIENT_AFTER = 24  # tokens of one string: from then on a way out of a pattern's loop is tried
+
+Mask = npt.NDArray[np.uint8]
+_LOCK = threading.Lock()
+_OF_COMPILER: WeakKeyDictionary[GrammarCompiler, ClosingTokens] = WeakKeyDictionary()
+
+
+class ClosingTokens:
+    """The tokens of a vocabulary by what they do to JSON. Immutable; made once for a compiler."""
+
+    def __init__(self, compiler: GrammarCompiler) -> None:
+        tokenizer = compiler.tokenizer
+        spellings = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+        longest_first = sorted(range(len(spellings)), key=lambda i: (-len(spellings[i]), i))
+        self.by_length = np.array(longest_first, dtype=np.int64)
+        self.end = np.frombuffer(compiler.end_mask, dtype=np.uint8)
+        self._size = self.end.size
+        self.closes_string = self._mask(i for i, s in enumerate(spellings) if _CLOSES_STRING.fullmatch(s))
+        self.closes_other = self._mask(i for i, s in enumerate(spellings) if _CLOSES_OTHER.fullmatch(s))
+        self.goes_on = self._mask(i for i, s in enumerate(spellings) if _GOES_ON.match(s))
+        self.digits = self._mask(i for i, s in enumerate(spellings) if len(s) == 1 and s.isdigit())
+        self.opens_string = self._mask(i for i, s in enumerate(spellings) if s.strip() == b'"')
+        self.bridges = self._mask(i for i, s in enumerate(spellings) if _BRIDGES.search(s))
+        self.no_exponent = ~self._mask(i for i, s in enumerate(spellings) if _NUMBER_WITH_EXPONENT.fullmatch(s))
+        begun = self._mask(i for i, s in enumerate(spellings) if _EXPONENT.fullmatch(s))
+        self.no_exponent_in_number = self.no_exponent & ~begun
+        self.spellings = spellings
+
+    @staticmethod
+    def of(compiler: GrammarCompiler) -> ClosingTokens:
+        """Those of a compiler's vocabulary."""
+        with _LOCK:
+            tokens = _OF_COMPILER.get(compiler)
+            if tokens is None:
+                tokens = _OF_COMPILER[compiler] = ClosingTokens(compiler)
+            return tokens
+
+    def _mask(self, token_ids: Iterator[int]) -> Mask:
+        bits = np.zeros(self._size * 8, dtype=np.uint8)
+        bits[list(token_ids)] = 1
+        return np.packbits(bits, bitorder="little")
+
+    def longest(self, mask: Mask) -> int | None:
+        """The allowed token with the longest spelling, the lowest id of those; None when nothing is allowed."""
+        allowed = np.unpackbits(mask, bitorder="little")[self.by_length]
+        first = int(allowed.argmax())
+        return int(self.by_length[first]) if allowed[first] else None
+
+    def single(self, token_id: int) -> Mask:
+        """The mask of one token."""
+        mask = np.zeros(self._size, dtype=np.uint8)
+        mask[token_id // 8] = 1 << (token_id % 8)
+        return mask
+
+
+class _Place:
+    """Where in JSON the text is: inside a string, in a number, right after a backslash, or elsewhere."""
+
+    __slots__ = ("is_escaped", "is_in_number", "is_in_string", "num_in_string")
+
+    def __init__(self, other: _Place | None = None) -> None:
+        self.is_in_string: bool = other is not None and other.is_in_string
+        self.is_in_number: bool = other is not None and other.is_in_number
+        self.is_escaped: bool = other is not None and other.is_escaped
+        self.num_in_string: int = 0 if other is None else other.num_in_string  # tokens in a row
+
+    def feed(self, data: bytes) -> bool:
+        """Advance; True when the text lies inside one string from start to end."""
+        was_inside = self.is_in_string
+        for byte in data:
+            if self.is_escaped:
+                self.is_escaped = False
+            elif byte == 0x22:
+                self.is_in_string = not self.is_in_string
+                was_inside = False
+            elif byte == 0x5C and self.is_in_string:
+                self.is_escaped = True
+            self.is_in_number = not self.is_in_string and byte in b"0123456789."
+        self.num_in_string = self.num_in_string + 1 if was_inside else 0
+        return was_inside
+
+
+@dataclass(frozen=True, slots=True)
+class CallSize:
+    """What calls to some tools take, in tokens."""
+
+    least_tokens: int  # a short call, its end included
+    jump_tokens: int  # by how many tokens a single one may lengthen the way to the end, about
+
+
+class CallBudget:
+    """Follows one request's tokens and narrows its masks when the budget runs out."""
+
+    def __init__(self, tokens: ClosingTokens, matching: GrammarMatching, *, max_tokens: int, size: CallSize) -> None:
+        self.has_narrowed = False
+        self._tokens = tokens
+        self._matching = matching
+        self._left = max_tokens
+        self._jump = min(size.jump_tokens, max_tokens // 2)
+        self._least = size.least_tokens
+        self._place = _Place()
+        self._look_at = max_tokens  # tokens left at which a way may be looked for again
+        self._way: list[int] = []  # tokens to the end from here, the end included; empty = unknown
+        self._way_bound = size.least_tokens  # what the way takes at most, while it is not worth looking for
+
+    def accept(self, token_id: int) -> None:
+        """Advance by a token; `matching` has accepted it already."""
+        self._left -= 1
+        is_inside = self._place.feed(self._tokens.spellings[token_id])
+        if self._way and self._way[0] == token_id:
+            self._way = self._way[1:]
+            self._way_bound = len(self._way)
+        else:
+            self._way = []
+            self._way_bound += 0 if is_inside else self._jump
+
+    def narrowed(self, allowed: bytes, *, has_call: bool) -> bytes:
+        """The mask, narrowed as far as the budget demands. `has_call`: at least one call is complete."""
+        allowed = self._without_exponent(allowed)
+        if has_call and self._matching.may_end and self._left <= 2 * self._least + self._jump:
+            return self._tokens.end.tobytes()
+        if self._left > self._way_bound + self._least + self._jump + _SLACK:
+            return allowed
+        mask = np.frombuffer(allowed, dtype=np.uint8)
+        if not self._way and self._left <= self._look_at:
+            limit = min(self._left + 1, _LONGEST_WAY)
+            self._way = way_to_end(self._tokens, self._matching, self._place, limit=limit)
+            if not self._way:
+                self._look_at = self._left - _PATIENCE
+            self._way_bound = len(self._way or ()) or self._left
+        without_next_call = mask & ~self._tokens.bridges
+        if without_next_call.any():
+            mask = without_next_call
+        if self._left > self._way_bound + self._jump + _SLACK:
+            return mask.tobytes()
+        narrow = self._closing(mask)
+        if narrow.tobytes() != allowed:
+            self.has_narrowed = True
+        return narrow.tobytes()
+
+    def _without_exponent(self, allowed: bytes) -> bytes:
+        """Numbers are written out: 9e999 is JSON, but no number that a client could read."""
+        if self._place.is_in_string:
+            return allowed
+        kept = self._tokens.no_exponent_in_number if self._place.is_in_number else self._tokens.no_exponent
+        mask = np.frombuffer(allowed, dtype=np.uint8) & kept
+        return mask.tobytes() if mask.any() else allowed
+
+    def _closing(self, mask: Mask) -> Mask:
+        if not self._way:
+            closers = closing(self._tokens, mask, self._place)
+            return mask if closers is None else closers
+        only = self._tokens.single(self._way[0])
+        if self._left <= len(self._way) + 1:
+            return only
+        closers = closing(self._tokens, mask, self._place)
+        if closers is not None:
+            return closers
+        return only if self._left <= len(self._way) + self._jump else mask
+
+
+def closing(tokens: ClosingTokens, mask: Mask, place: _Place) -> Mask | None:
+    """What of a mask brings the end nearer, None when nothing is known to: there the grammar demands something."""
+    if place.is_escaped:
+        return None
+    kinds = (tokens.closes_string,) if place.is_in_string else (tokens.end, tokens.closes_other, tokens.goes_on)
+    for kind in kinds:
+        closers = mask & kind
+        if closers.any():
+            return closers
+    return None
+
+
+def way_to_end(tokens: ClosingTokens, matching: GrammarMatching, place: _Place, *, limit: int) -> list[int]:
+    """A short way (not always the shortest) from here to the end, the end's token included; empty = none found."""
+    matching, place = matching.copy(), _Place(place)
+    way: list[int] = []
+    tried: set[int] = set()
+    while len(way) < limit:
+        mask = np.frombuffer(matching.next_mask(), dtype=np.uint8)
+        token_id = _step(tokens, mask, place, tried)
+        if token_id is None:
+            return []
+        way.append(token_id)
+        if tokens.end[token_id // 8] >> (token_id % 8) & 1:
+            return way
+        matching.accept(token_id)
+        place.feed(tokens.spellings[token_id])
+        tried.add(token_id)
+        if not place.is_in_string:
+            tried.clear()
+    return []
+
+
+def _step(tokens: ClosingTokens, mask: Mask, place: _Place, tried: set[int]) -> int | None:
+    closers = closing(tokens, mask, place)
+    if closers is not None:
+        return tokens.longest(closers)
+    if not place.is_in_string:
+        for kind in (tokens.digits, tokens.opens_string):
+            if (mask & kind).any():
+                return tokens.longest(mask & kind)
+    elif place.num_in_string >= _IMPATIENT_AFTER:
+        untried = mask.copy()
+        for token_id in tried:
+            untried[token_id // 8] &= ~(1 << (token_id % 8)) & 0xFF
+        if untried.any():
+            return tokens.longest(untried)
+    return tokens.longest(mask)
+
+
+def call_size(compiler: GrammarCompiler, grammar: Grammar, tools: Sequence[ToolSpec]) -> CallSize:
+    """Measure a grammar of calls to these tools."""
+    way = way_to_end(ClosingTokens.of(compiler), grammar.new_matching(), _Place(), limit=_LONGEST_WAY)
+    return CallSize(len(way), _longest_jump(compiler.tokenizer, tools))
+
+
+def _longest_jump(tokenizer: Tokenizer, tools: Sequence[ToolSpec]) -> int:
+    """By how many tokens one more token may lengthen the way to a call's end, about: what one value can demand."""
+    texts = {"{}"}
+    for tool in tools:
+        texts.add(json.dumps(tool.name))
+        for key, node in _nodes(tool.parameters):
+            if node is not tool.parameters:
+                texts.add(f"{json.dumps(key, ensure_ascii=False)}: {_least(node, tool.parameters, 0)}, ")
+    return max(len(tokenizer.encode(text)) for text in texts) + 2
+
+
+def _nodes(value: Any) -> Iterator[tuple[str, Any]]:
+    """Everything in a schema that may be a schema, with the key it stands under."""
+    pending = [("", value)]
+    while pending:
+        key, node = pending.pop()
+        if isinstance(node, dict):
+            yield key, node
+            pending += node.items()
+        elif isinstance(node, list):
+            pending += (("", item) for item in node)
+
+
+def _least(node: Any, root: Any, depth: int) -> str:
+    """A short value of a schema as JSON text: the longest of the least that its branches have."""
+    if not isinstance(node, dict) or depth > _MAX_DEPTH:
+        return '""'
+    if isinstance(reference := node.get("$ref"), str):
+        return _least(_resolved(reference, root), root, depth + 1)
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        if isinstance(branches := node.get(keyword), list) and branches:
+            return max((_least(branch, root, depth + 1) for branch in branches), key=len)
+    if "const" in node:
+        return json.dumps(node["const"], ensure_ascii=False)
+    if isinstance(values := node.get("enum"), list) and values:
+        return max((json.dumps(value, ensure_ascii=False) for value in values), key=len)
+    declared = node.get("type")
+    kinds = declared if isinstance(declared, list) else [declared]
+    return max((_least_of_type(kind, node, root, depth) for kind in kinds), key=len, default='""')[:_MAX_LEAST_CHARS]
+
+
+def _least_of_type(kind: Any, node: dict[str, Any], root: Any, depth: int) -> str:
+    if kind == "object" or (kind is None and "properties" in node):
+        properties, required = node.get("properties"), node.get("required")
+        known = properties if isinstance(properties, dict) else {}
+        names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+        members = (f"{json.dumps(n, ensure_ascii=False)}: {_least(known.get(n), root, depth + 1)}" for n in names[:64])
+        return "{" + ", ".join(members) + "}"
+    if kind == "array":
+        return "[" + ", ".join([_least(node.get("items"), root, depth + 1)] * _count(node.get("minItems"), 64)) + "]"
+    if kind in ("integer", "number"):
+        bounds = [str(node[k]) for k in ("minimum", "maximum", "multipleOf", "exclusiveMinimum") if k in node]
+        return max(["10", *bounds], key=len)
+    return (
+        '"' + "-" * max(_count(node.get("minLength"), 1000), 24 if "pattern" in node or "format" in node else 0) + '"'
+    )
+
+
+def _count(value: Any, limit: int) -> int:
+    return min(value, limit) if isinstance(value, int) and value > 0 else 0
+
+
+def _resolved(reference: str, root: Any) -> Any:
+    node = root
+    for part in reference.removeprefix("#").split("/")[1:]:
+        node = node.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(node, dict) else None
+    return node
