@@ -107,7 +107,7 @@ PARAMETERS = st.lists(st.tuples(VALUES, st.booleans()), min_size=1, max_size=3).
 
 
 @pytest.mark.parametrize("choose", [never_closing, at_random, rambling])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     parameters=st.lists(PARAMETERS, min_size=1, max_size=2),
     kind=st.sampled_from(KINDS),

@@ -91,13 +91,14 @@ class ClosingTokens:
 class _Place:
     """Where in JSON the text is: inside a string, in a number, right after a backslash, or elsewhere."""
 
-    __slots__ = ("is_escaped", "is_in_number", "is_in_string", "num_in_string")
+    __slots__ = ("is_escaped", "is_in_number", "is_in_string", "num_in_string", "num_strings")
 
     def __init__(self, other: _Place | None = None) -> None:
         self.is_in_string: bool = other is not None and other.is_in_string
         self.is_in_number: bool = other is not None and other.is_in_number
         self.is_escaped: bool = other is not None and other.is_escaped
         self.num_in_string: int = 0 if other is None else other.num_in_string  # tokens in a row
+        self.num_strings: int = 0 if other is None else other.num_strings  # that have ended
 
     def feed(self, data: bytes) -> bool:
         """Advance; True when the text lies inside one string from start to end."""
@@ -106,6 +107,7 @@ class _Place:
             if self.is_escaped:
                 self.is_escaped = False
             elif byte == 0x22:
+                self.num_strings += self.is_in_string
                 self.is_in_string = not self.is_in_string
                 was_inside = False
             elif byte == 0x5C and self.is_in_string:
@@ -121,6 +123,7 @@ class CallSize:
 
     least_tokens: int  # a short call, its end included
     jump_tokens: int  # by how many tokens a single one may lengthen the way to the end, about
+    name_jump_tokens: int = 0  # the same for the token that decides which tool is called
 
 
 class CallBudget:
@@ -132,7 +135,9 @@ class CallBudget:
         self._matching = matching
         self._left = max_tokens
         self._jump = min(size.jump_tokens, max_tokens // 2)
+        self._name_jump = max(self._jump, size.name_jump_tokens)
         self._least = size.least_tokens
+        self._num_strings_before = 0  # where the current call began
         self._place = _Place()
         self._look_at = max_tokens  # tokens left at which a way may be looked for again
         self._way: list[int] = []  # tokens to the end from here, the end included; empty = unknown
@@ -147,14 +152,17 @@ class CallBudget:
             self._way_bound = len(self._way)
         else:
             self._way = []
-            self._way_bound += 0 if is_inside else self._jump
+            self._way_bound += 0 if is_inside else self._jump_here
 
     def narrowed(self, allowed: bytes, *, has_call: bool) -> bytes:
         """The mask, narrowed as far as the budget demands. `has_call`: at least one call is complete."""
         allowed = self._without_exponent(allowed)
-        if has_call and self._matching.may_end and self._left <= 2 * self._least + self._jump:
-            return self._tokens.end.tobytes()
-        if self._left > self._way_bound + self._least + self._jump + _SLACK:
+        if has_call and self._matching.may_end:
+            self._num_strings_before = self._place.num_strings
+            if self._left <= 2 * self._least + self._name_jump:
+                return self._tokens.end.tobytes()
+        jump = self._jump_here
+        if self._left > self._way_bound + self._least + self._name_jump + _SLACK:
             return allowed
         mask = np.frombuffer(allowed, dtype=np.uint8)
         if not self._way and self._left <= self._look_at:
@@ -166,9 +174,9 @@ class CallBudget:
         without_next_call = mask & ~self._tokens.bridges
         if without_next_call.any():
             mask = without_next_call
-        if self._left > self._way_bound + self._jump + _SLACK:
+        if self._left > self._way_bound + jump + _SLACK:
             return mask.tobytes()
-        narrow = self._closing(mask)
+        narrow = self._closing(mask, jump)
         if narrow.tobytes() != allowed:
             self.has_narrowed = True
         return narrow.tobytes()
@@ -181,7 +189,12 @@ class CallBudget:
         mask = np.frombuffer(allowed, dtype=np.uint8) & kept
         return mask.tobytes() if mask.any() else allowed
 
-    def _closing(self, mask: Mask) -> Mask:
+    @property
+    def _jump_here(self) -> int:
+        is_named = self._place.num_strings >= self._num_strings_before + 2  # the key `name` and its value
+        return self._jump if is_named else self._name_jump
+
+    def _closing(self, mask: Mask, jump: int) -> Mask:
         if not self._way:
             closers = closing(self._tokens, mask, self._place)
             return mask if closers is None else closers
@@ -191,7 +204,7 @@ class CallBudget:
         closers = closing(self._tokens, mask, self._place)
         if closers is not None:
             return closers
-        return only if self._left <= len(self._way) + self._jump else mask
+        return only if self._left <= len(self._way) + jump else mask
 
 
 def closing(tokens: ClosingTokens, mask: Mask, place: _Place) -> Mask | None:
@@ -247,7 +260,10 @@ def _step(tokens: ClosingTokens, mask: Mask, place: _Place, tried: set[int]) -> 
 def call_size(compiler: GrammarCompiler, grammar: Grammar, tools: Sequence[ToolSpec]) -> CallSize:
     """Measure a grammar of calls to these tools."""
     way = way_to_end(ClosingTokens.of(compiler), grammar.new_matching(), _Place(), limit=_LONGEST_WAY)
-    return CallSize(len(way), _longest_jump(compiler.tokenizer, tools))
+    tokenizer = compiler.tokenizer
+    arguments = [json.dumps(tool.name) + _least(tool.parameters, tool.parameters, 0) for tool in tools]
+    name_jump = max(len(tokenizer.encode(text)) for text in arguments) if len(tools) > 1 else 0
+    return CallSize(len(way), _longest_jump(tokenizer, tools), name_jump)
 
 
 def _longest_jump(tokenizer: Tokenizer, tools: Sequence[ToolSpec]) -> int:
@@ -295,7 +311,11 @@ def _least_of_type(kind: Any, node: dict[str, Any], root: Any, depth: int) -> st
     if kind == "object" or (kind is None and "properties" in node):
         properties, required = node.get("properties"), node.get("required")
         known = properties if isinstance(properties, dict) else {}
-        names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+        demanded = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+        listed = list(known)
+        last = max((listed.index(name) + 1 for name in demanded if name in known), default=0)
+        # The way may lead over optional members that come before a required one: it does not know them apart.
+        names = [*listed[:last], *(name for name in demanded if name not in known)]
         members = (f"{json.dumps(n, ensure_ascii=False)}: {_least(known.get(n), root, depth + 1)}" for n in names[:64])
         return "{" + ", ".join(members) + "}"
     if kind == "array":
