@@ -266,8 +266,8 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     stem = RESULTS / f"peers-{args.shape + '-' + args.quantization if args.shape else model.stem}-{now:%Y%m%d-%H%M%S}"
     record = {"title": title, "limits": limits, "rows": rows, "offline": offline, "http": http}
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=1))
-    plot(rows, stem.with_suffix(".svg"), title)
+    Path(f"{stem}.json").write_text(json.dumps(record, indent=1))
+    plot(rows, Path(f"{stem}.svg"), title)
     print(json.dumps({"benchmark": "peers", "rows": rows, "limits": limits}))
 
 

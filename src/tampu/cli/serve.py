@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -220,14 +221,15 @@ def serve(
     database_url: options.DatabaseUrlOption = None,
 ) -> None:
     """Serve the model over HTTP: Workers AI's REST and binding routes and the OpenAI-compatible ones."""
-    from rich.console import Console
-
-    from tampu.api.auth import AccessPolicy, check_bind, is_loopback_host
-    from tampu.api.config import ServerConfig
-
     started = time.perf_counter()
     listener = bind(host, port)
+    gc.disable()  # nothing made during start-up is garbage; `run_server` enables it again
     try:
+        from rich.console import Console
+
+        from tampu.api.auth import AccessPolicy, check_bind, is_loopback_host
+        from tampu.api.config import ServerConfig
+
         server = ServerConfig(
             host=host,
             port=listener.getsockname()[1],
@@ -270,4 +272,5 @@ def serve(
         print_banner(built.facts, Console())
         run_server(built, listener)
     finally:
+        gc.enable()
         listener.close()

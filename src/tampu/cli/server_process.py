@@ -59,6 +59,7 @@ def run_server(server: BuiltServer, listener: socket.socket) -> None:
     # Start-up garbage is permanent: keep the collector from walking it while answers stream.
     gc.collect()
     gc.freeze()
+    gc.enable()
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:
