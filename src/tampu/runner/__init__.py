@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the owner of this package."""
+"""Executes one step on one device and owns its weights and KV memory: native, NumPy oracle, scripted fake, BERT encoder."""
