@@ -1,1 +1,1 @@
-"""Executes one step on one device and owns its weights and KV memory: native, NumPy oracle, scripted fake, BERT encoder."""
+"""Executes one step on one device and owns its weights and KV memory: native, NumPy oracle, fake; BERT encoder."""
