@@ -30,7 +30,10 @@ ActivationsOption = Annotated[
     ),
 ]  # fmt: skip
 KvDtypeOption = Annotated[
-    str, typer.Option("--kv-cache-dtype", envvar="TAMPU_KV_CACHE_DTYPE", help="KV cache precision: f16 or q8.")
+    str,
+    typer.Option(
+        "--kv-cache-dtype", envvar="TAMPU_KV_CACHE_DTYPE", help="KV cache precision; f16 is the only one yet."
+    ),
 ]
 KvMegabytesOption = Annotated[
     int | None,
