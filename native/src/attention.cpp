@@ -30,6 +30,9 @@ Attention::Attention(const Kernels& kernels, int num_heads, int num_kv_heads, in
   const auto rows = static_cast<size_t>(max_rows_), width = static_cast<size_t>(padded_);
   for (Scratch& s : scratch_) {
     s.q.assign(rows * width, 0.0f);
+    s.q_bytes.resize(rows * width);
+    s.q_scales.resize(rows);
+    s.q_offsets.resize(rows);
     s.scores.resize(rows * kScoreStride);
     s.keys.resize(64 * static_cast<size_t>(head_dim));
     s.values.resize(64 * width);
@@ -85,14 +88,18 @@ void Attention::plan(const std::vector<Run>& runs) {
   std::stable_sort(units_.begin(), units_.end(), [](const Unit& a, const Unit& b) { return a.cost > b.cost; });
 }
 
-void Attention::gather(const Item& item, const float* qkv, int64_t qkv_stride, Scratch& scratch) const {
-  int r = 0;
+void Attention::gather(const Item& item, KvType type, const float* qkv, int64_t qkv_stride, Scratch& s) const {
+  size_t r = 0;
+  const auto width = static_cast<size_t>(padded_);
   for (int t = 0; t < item.num_tokens; ++t) {
     const float* row = qkv + (item.run.row_begin + item.token_begin + t) * qkv_stride;
     for (int h = 0; h < group_; ++h, ++r) {
-      std::memcpy(scratch.q.data() + static_cast<ptrdiff_t>(r) * padded_, row + (item.kv_head * group_ + h) * head_dim_,
-                  sizeof(float) * static_cast<size_t>(head_dim_));
-      scratch.limits[static_cast<size_t>(r)] = item.run.position + item.token_begin + t + 1;
+      const float* q = row + (item.kv_head * group_ + h) * head_dim_;
+      if (type == KvType::Q8)
+        kernels_.quantize_query(q, head_dim_, padded_, s.q_bytes.data() + r * width, &s.q_scales[r], &s.q_offsets[r]);
+      else
+        std::memcpy(s.q.data() + r * width, q, sizeof(float) * static_cast<size_t>(head_dim_));
+      s.limits[r] = item.run.position + item.token_begin + t + 1;
     }
   }
 }
@@ -122,11 +129,11 @@ void Attention::run(int unit_index, const KvCache& cache, int layer, const float
   const int rows = item.num_tokens * group_;
   const int num_keys = item.run.position + item.token_begin + item.num_tokens;
   const KvHead kv = cache.head(layer, item.kv_head);
-  gather(item, qkv, qkv_stride, s);
+  const QueryRows q = s.query_rows();
+  gather(item, kv.type, qkv, qkv_stride, s);
   const auto attend = [&](int partition, const AttentionState& to) {
     const int begin = partition * kPartitionKeys, end = std::min(begin + kPartitionKeys, num_keys);
-    kernels_.attend_partition(s.q.data(), rows, s.limits.data(), kv, item.run.block_table, begin, end, kernel_scratch,
-                              to);
+    kernels_.attend_partition(q, rows, s.limits.data(), kv, item.run.block_table, begin, end, kernel_scratch, to);
   };
   if (item.num_units == 1) {
     const AttentionState state{s.state_values.data(), s.maxima.data(), s.sums.data()};

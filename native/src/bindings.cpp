@@ -32,6 +32,7 @@ constexpr std::pair<const char*, Isa> kIsas[] = {
     {"portable", Isa::Portable}, {"avx2", Isa::Avx2}, {"avx512", Isa::Avx512}};
 constexpr std::pair<const char*, ActivationType> kActivations[] = {{"int8", ActivationType::Int8},
                                                                    {"f32", ActivationType::F32}};
+constexpr std::pair<const char*, KvType> kKvTypes[] = {{"f16", KvType::F16}, {"q8", KvType::Q8}};
 constexpr std::pair<const char*, Precision> kPrecisions[] = {{"normal", Precision::Normal}, {"high", Precision::High}};
 constexpr std::pair<const char*, QType> kQTypes[] = {
     {"F32", QType::F32},   {"F16", QType::F16},   {"BF16", QType::BF16}, {"Q8_0", QType::Q8_0}, {"Q4_0", QType::Q4_0},
@@ -103,13 +104,15 @@ nb::list to_python(const std::vector<SampledRow>& rows) {
 void construct_llama(Llama* self, int vocab_size, int hidden_size, int intermediate_size, int num_hidden_layers,
                      int num_attention_heads, int num_key_value_heads, int head_dim, float rms_norm_eps,
                      const Floats& inv_freq, bool tie_word_embeddings, int num_threads, int max_num_batched_tokens,
-                     int max_num_seqs, const std::string& isa, const std::string& activations) {
+                     int max_num_seqs, const std::string& isa, const std::string& activations,
+                     const std::string& kv_cache_dtype) {
   LlamaConfig model{vocab_size,   hidden_size, intermediate_size,
                     num_hidden_layers, num_attention_heads, num_key_value_heads,
                     head_dim,     rms_norm_eps, std::vector<float>(inv_freq.data(), inv_freq.data() + inv_freq.size()),
                     tie_word_embeddings};
   RunnerConfig runner{num_threads, max_num_batched_tokens, max_num_seqs, by_name(isa, kIsas, "instruction set"),
-                      by_name(activations, kActivations, "activation type")};
+                      by_name(activations, kActivations, "activation type"),
+                      by_name(kv_cache_dtype, kKvTypes, "KV cache type")};
   new (self) Llama(std::move(model), runner);
 }
 
@@ -191,6 +194,12 @@ nb::list sample(const Rows& logits, nb::sequence states, const std::vector<int64
   return to_python(rows);
 }
 
+size_t kv_block_bytes(const std::string& kv_cache_dtype, int num_layers, int block_size, int num_kv_heads,
+                      int head_dim) {
+  return KvCache::bytes_per_block(by_name(kv_cache_dtype, kKvTypes, "KV cache type"), num_layers, block_size,
+                                  num_kv_heads, head_dim);
+}
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const auto& [name, isa] : kIsas)
@@ -206,7 +215,7 @@ void bind_runner(nb::module_& m) {
   m.def("available_isas", &available_isas, "Instruction sets this machine can run, slowest first.");
   m.def("sample", &sample, nb::arg("logits"), nb::arg("states"), nb::arg("positions"), nb::arg("masks"),
         nb::arg("isa"));
-  m.def("kv_block_bytes", &KvCache::bytes_per_block, nb::arg("num_layers"), nb::arg("block_size"),
+  m.def("kv_block_bytes", &kv_block_bytes, nb::arg("kv_cache_dtype"), nb::arg("num_layers"), nb::arg("block_size"),
         nb::arg("num_kv_heads"), nb::arg("head_dim"));
 
   nb::class_<SamplingState>(m, "SamplingState")
@@ -223,7 +232,7 @@ void bind_runner(nb::module_& m) {
            nb::arg("intermediate_size"), nb::arg("num_hidden_layers"), nb::arg("num_attention_heads"),
            nb::arg("num_key_value_heads"), nb::arg("head_dim"), nb::arg("rms_norm_eps"), nb::arg("inv_freq"),
            nb::arg("tie_word_embeddings"), nb::arg("num_threads"), nb::arg("max_num_batched_tokens"),
-           nb::arg("max_num_seqs"), nb::arg("isa"), nb::arg("activations"))
+           nb::arg("max_num_seqs"), nb::arg("isa"), nb::arg("activations"), nb::arg("kv_cache_dtype"))
       .def("set_linear", &set_linear, nb::arg("slot"), nb::arg("layer"), nb::arg("tensors"), nb::arg("in_features"),
            nb::arg("precision"))
       .def("set_norm",

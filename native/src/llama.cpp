@@ -117,7 +117,8 @@ void Llama::allocate(int num_blocks, int block_size) {
   if (prefers_row_blocks(batch)) allocate_row_blocks();
   for (int w = 0; w < runner_.num_threads; ++w)
     samplers_.push_back(std::make_unique<Sampler>(kernels_, model_.vocab_size));
-  cache_ = std::make_unique<KvCache>(model_.num_layers, num_blocks, block_size, model_.num_kv_heads, model_.head_dim);
+  cache_ = std::make_unique<KvCache>(runner_.kv_type, model_.num_layers, num_blocks, block_size, model_.num_kv_heads,
+                                     model_.head_dim);
 }
 
 std::unique_ptr<Activations> Llama::activations_of(

@@ -162,8 +162,7 @@ void Llama::rotate_and_store(int r, int layer) {
     const KvHead kv = cache_->head(layer, h);
     float* key = row + query_width_ + h * d;
     kernels_.rope(key, cosines, sines, d, 1.0f);
-    kernels_.store_key(key, d, cache_->key_column(kv, block, position % block_size), block_size);
-    kernels_.store_value(key + kv_width_, d, cache_->value_row(kv, block, position % block_size));
+    kernels_.store_kv(key, key + kv_width_, kv, block, position % block_size);
   }
 }
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 def available_isas() -> list[str]:
     """Instruction sets this machine can run, slowest first."""
 
-def kv_block_bytes(num_layers: int, block_size: int, num_kv_heads: int, head_dim: int) -> int:
+def kv_block_bytes(kv_cache_dtype: str, num_layers: int, block_size: int, num_kv_heads: int, head_dim: int) -> int:
     """Bytes of one KV block over all layers."""
 
 def sample(
@@ -75,6 +75,7 @@ class Llama:
         max_num_seqs: int,
         isa: str,
         activations: str,
+        kv_cache_dtype: str,
     ) -> None: ...
     def set_linear(
         self,

@@ -97,6 +97,23 @@ def test_logits_match_the_reference_on_every_instruction_set(name: str, tmp_path
             runner.close()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_8_bit_cache_matches_the_reference_with_the_same_cache(name: str, tmp_path: Path) -> None:
+    config, qtype = MODELS[name]
+    checkpoint = tiny_checkpoint(tmp_path, config, qtype)
+    token_ids = random_ids(200, config.vocab_size)
+    reference = ReferenceRunner(checkpoint, ENGINE, kv_cache_dtype="q8")
+    reference.load()
+    wanted = reference.logits(token_ids)
+    for isa in ISAS:
+        runner = loaded(checkpoint, isa=isa, activations="f32", kv_cache_dtype="q8")
+        got = runner.logits(token_ids)
+        runner.close()
+        assert mean_kl(wanted, got) < 1e-6, isa
+        # A number between two bytes may be rounded to either, and then a row of near ties has another first.
+        assert (wanted.argmax(-1) == got.argmax(-1)).mean() >= 0.99, isa
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
@@ -170,13 +187,14 @@ def test_an_empty_mask_gives_no_token(runner: CpuRunner) -> None:
     assert one_step(runner, request("b", prompt), prompt, mask=bytes(only_nine)) == 9
 
 
-def test_nan_logits_give_no_token_for_that_row_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["f16", "q8"])
+def test_nan_logits_give_no_token_for_that_row_only(tmp_path: Path, kv_cache_dtype: str) -> None:
     weights = random_weights(TINY)
     weights["model.embed_tokens.weight"][17] = np.nan
     config = dataclasses.replace(TINY, tie_word_embeddings=False)
     weights["lm_head.weight"] = random_weights(config)["lm_head.weight"]
     checkpoint = open_checkpoint(write_gguf(tmp_path / "nan.gguf", config, weights, specials=()))
-    runner = loaded(checkpoint)
+    runner = loaded(checkpoint, kv_cache_dtype=kv_cache_dtype)
     good = ScheduledRequest(request("good", [1, 2, 3]), [1, 2, 3], 0, 3, [0], is_sampled=True)
     bad = ScheduledRequest(request("bad", [1, 17, 3]), [1, 17, 3], 0, 3, [1], is_sampled=True)
     alone = runner.execute(SchedulerOutput((good,))).sampled[0].token_id
@@ -253,6 +271,7 @@ def test_sizes_are_chosen_and_refused_with_numbers(tiny: Checkpoint, monkeypatch
     runner = loaded(tiny, dataclasses.replace(ENGINE, kv_cache_bytes=None))
     assert runner.num_blocks() == cpu.DEFAULT_KV_REQUESTS * TINY.max_position_embeddings // 16
     assert runner.kv_cache_bytes == runner.num_blocks() * 2 * 2 * 2 * 16 * 16 * 2
+    assert (runner.kv_cache_dtype, loaded(tiny, kv_cache_dtype="q8").kv_cache_dtype) == ("f16", "q8")
     monkeypatch.setattr(cpu, "available_memory_bytes", lambda: 1 << 20)
     with pytest.raises(CheckpointError, match="1 MiB are available"):
         loaded(tiny)

@@ -1,5 +1,5 @@
 """Reproducibility of the native runner, to the last bit: neighbours, chunks, threads, block tables and stale KV memory
-change nothing, on every instruction set and with both kinds of activations."""
+change nothing, on every instruction set, with both kinds of activations and both KV caches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ CONFIG = dataclasses.replace(
     TINY, num_attention_heads=6, num_key_value_heads=2, hidden_size=96, max_position_embeddings=1024
 )
 LENGTH = 600  # more than two partitions of keys
-VARIANTS = [(isa, activations) for isa in _native.available_isas() for activations in ("int8", "f32")]
+SETTINGS = (("int8", "f16"), ("f32", "f16"), ("int8", "q8"))
+VARIANTS = [
+    CpuRunnerConfig(isa=isa, activations=activations, kv_cache_dtype=kv_cache_dtype)
+    for isa in _native.available_isas()
+    for activations, kv_cache_dtype in SETTINGS
+]
+each_variant = pytest.mark.parametrize("cpu", VARIANTS, ids=lambda c: f"{c.isa} {c.activations} {c.kv_cache_dtype}")
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(write_gguf(path, CONFIG, random_weights(CONFIG), qtype="Q4_1"))
 
 
-def make_runner(checkpoint: Checkpoint, engine: EngineConfig, isa: str, activations: str, threads: int) -> CpuRunner:
-    runner = CpuRunner(checkpoint, engine, CpuRunnerConfig(num_threads=threads, isa=isa, activations=activations))
+def make_runner(checkpoint: Checkpoint, engine: EngineConfig, cpu: CpuRunnerConfig, threads: int) -> CpuRunner:
+    runner = CpuRunner(checkpoint, engine, dataclasses.replace(cpu, num_threads=threads))
     runner.load()
     runner.poison_kv_cache()
     return runner
@@ -73,27 +79,28 @@ def run_together(runner: CpuRunner, texts: Sequence[Sequence[int]], block_size: 
     return out
 
 
-@pytest.mark.parametrize(("isa", "activations"), VARIANTS)
-def test_logits_are_the_same_alone_and_in_any_company(checkpoint: Checkpoint, isa: str, activations: str) -> None:
+@each_variant
+def test_logits_are_the_same_alone_and_in_any_company(checkpoint: Checkpoint, cpu: CpuRunnerConfig) -> None:
     engine = EngineConfig(max_num_seqs=64, max_num_batched_tokens=512, kv_cache_bytes=16 << 20)
     text = random.Random(1).choices(range(CONFIG.vocab_size), k=LENGTH)
-    alone = make_runner(checkpoint, engine, isa, activations, threads=1)
+    alone = make_runner(checkpoint, engine, cpu, threads=1)
     expected = alone.logits(text)
     alone.close()
     assert np.isfinite(expected).all()
     # 32 others make up the company once; chunks, threads and block sizes vary with fewer.
     for threads, num_others, block_size in ((1, 32, 16), (2, 5, 64), (3, 2, 32), (4, 0, 16)):
         config = dataclasses.replace(engine, block_size=block_size)
-        runner = make_runner(checkpoint, config, isa, activations, threads)
+        runner = make_runner(checkpoint, config, cpu, threads)
         got = run_together(runner, [text, *sequences(num_others, seed=threads)], block_size, seed=threads)[0]
         runner.close()
         np.testing.assert_array_equal(got, expected, err_msg=f"{threads} threads, {num_others} others")
 
 
-def test_one_token_at_a_time_equals_one_prefill_for_a_long_context(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["f16", "q8"])
+def test_one_token_at_a_time_equals_one_prefill_for_a_long_context(checkpoint: Checkpoint, kv_cache_dtype: str) -> None:
     engine = EngineConfig(max_num_seqs=8, max_num_batched_tokens=1024, kv_cache_bytes=16 << 20)
     text = random.Random(2).choices(range(CONFIG.vocab_size), k=1000)
-    runner = make_runner(checkpoint, engine, _native.available_isas()[-1], "int8", threads=2)
+    runner = make_runner(checkpoint, engine, CpuRunnerConfig(kv_cache_dtype=kv_cache_dtype), threads=2)
     expected = runner.logits(text)
     runner.poison_kv_cache()
     llama = runner._llama
@@ -106,16 +113,16 @@ def test_one_token_at_a_time_equals_one_prefill_for_a_long_context(checkpoint: C
         np.testing.assert_array_equal(row[0], expected[position])
 
 
-@pytest.mark.parametrize(("isa", "activations"), VARIANTS)
-def test_served_answers_are_the_same_alone_and_together(checkpoint: Checkpoint, isa: str, activations: str) -> None:
+@each_variant
+def test_served_answers_are_the_same_alone_and_together(checkpoint: Checkpoint, cpu: CpuRunnerConfig) -> None:
     requests = random_requests(5, 24, vocab_size=CONFIG.vocab_size, max_prompt=150, max_tokens=24)
     solo = EngineConfig(max_num_seqs=1, max_num_batched_tokens=512, kv_cache_bytes=8 << 20)
-    alone = make_runner(checkpoint, solo, isa, activations, threads=1)
+    alone = make_runner(checkpoint, solo, cpu, threads=1)
     expected = one_by_one(alone, solo, requests)
     alone.close()
     for threads, budget, num_blocks, preempt_every in ((2, 64, None, 0), (3, 200, 40, 5)):
         config = dataclasses.replace(solo, max_num_seqs=32, max_num_batched_tokens=budget)
-        runner = make_runner(checkpoint, config, isa, activations, threads)
+        runner = make_runner(checkpoint, config, cpu, threads)
         waves = in_waves(requests, seed=threads)
         served = serve(runner, config, waves, num_blocks=num_blocks, preempt_every=preempt_every)
         runner.close()

@@ -70,7 +70,7 @@ def checkpoint() -> Iterator[Checkpoint]:
 
 @pytest.fixture(scope="module")
 def comparisons(checkpoint: Checkpoint) -> dict[str, Comparison]:
-    """By kind of activations, and the reference against itself."""
+    """By kind of activations, with the 8-bit cache, and the reference against itself."""
     token_ids = load_tokenizer(checkpoint.tokenizer_spec).encode(PROSE.read_text(encoding="utf-8"))
     assert len(token_ids) > NUM_POSITIONS
     reference = ReferenceRunner(checkpoint, ENGINE)
@@ -78,6 +78,7 @@ def comparisons(checkpoint: Checkpoint) -> dict[str, Comparison]:
     runners: dict[str, CpuRunner | ReferenceRunner] = {"reference": reference}
     for activations in ("f32", "int8"):  # on the best instruction set; the tiny models go through all of them
         runners[activations] = CpuRunner(checkpoint, ENGINE, CpuRunnerConfig(activations=activations))
+    runners["int8, q8 cache"] = CpuRunner(checkpoint, ENGINE, CpuRunnerConfig(kv_cache_dtype="q8"))
     found = {name: Comparison() for name in runners}
     for runner in runners.values():
         runner.load()
@@ -98,11 +99,12 @@ def test_f32_activations_prove_the_code(comparisons: dict[str, Comparison]) -> N
     assert comparisons["f32"].agreement >= 0.999
 
 
-def test_int8_activations_cost_what_was_agreed(comparisons: dict[str, Comparison]) -> None:
+@pytest.mark.parametrize("name", ["int8", "int8, q8 cache"])
+def test_eight_bits_cost_what_was_agreed(comparisons: dict[str, Comparison], name: str) -> None:
     perplexity = comparisons["reference"].perplexity
     assert 2 < perplexity < 100, "the text must be neither memorised nor noise"
-    assert comparisons["int8"].mean_kl <= 2.5e-3
-    assert abs(comparisons["int8"].perplexity / perplexity - 1) < 0.005
+    assert comparisons[name].mean_kl <= 2.5e-3
+    assert abs(comparisons[name].perplexity / perplexity - 1) < 0.005
 
 
 def resident_kib(path: Path) -> int:
@@ -114,6 +116,16 @@ def resident_kib(path: Path) -> int:
         elif is_inside and line.startswith("Rss:"):
             total += int(line.split()[1])
     return total
+
+
+def test_the_8_bit_cache_holds_nearly_twice_the_tokens(checkpoint: Checkpoint) -> None:
+    blocks = {}
+    for kv_cache_dtype in ("f16", "q8"):
+        runner = CpuRunner(checkpoint, ENGINE, CpuRunnerConfig(kv_cache_dtype=kv_cache_dtype))
+        runner.load()
+        blocks[kv_cache_dtype] = runner.num_blocks()
+        runner.close()
+    assert blocks["q8"] > 1.85 * blocks["f16"]
 
 
 def test_memory_is_what_the_runner_says(checkpoint: Checkpoint) -> None:

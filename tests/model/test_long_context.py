@@ -126,7 +126,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def loaded(checkpoint: Checkpoint, engine: EngineConfig = ENGINE) -> CpuRunner:
     """A runner with room for exactly one sequence of full length."""
     block_bytes = _native.kv_block_bytes(
-        num_layers=1, block_size=16, num_kv_heads=CONFIG.num_key_value_heads, head_dim=CONFIG.head_dim
+        "f16", num_layers=1, block_size=16, num_kv_heads=CONFIG.num_key_value_heads, head_dim=CONFIG.head_dim
     )
     engine = dataclasses.replace(engine, kv_cache_bytes=NUM_BLOCKS * block_bytes)
     runner = CpuRunner(checkpoint, engine, CpuRunnerConfig(num_threads=2, activations="f32"))

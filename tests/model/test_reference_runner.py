@@ -38,10 +38,10 @@ def open_runner(path: Path, engine_config: EngineConfig = ENGINE, kv_cache_dtype
     return runner
 
 
-@pytest.fixture(scope="module")
-def tiny_runner(tmp_path_factory: pytest.TempPathFactory) -> ReferenceRunner:
+@pytest.fixture(scope="module", params=["f16", "q8"])
+def tiny_runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ReferenceRunner:
     path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
-    return open_runner(write_gguf(path, TINY, random_weights(TINY), qtype="Q8_0"))
+    return open_runner(write_gguf(path, TINY, random_weights(TINY), qtype="Q8_0"), kv_cache_dtype=request.param)
 
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)
@@ -208,7 +208,7 @@ class TestLoad:
         with pytest.raises(ConfigError, match="kv_cache_bytes"):
             open_runner(path, EngineConfig(kv_cache_bytes=block_bytes - 1))
         with pytest.raises(ConfigError, match="kv_cache_dtype"):
-            open_runner(path, kv_cache_dtype="q8")
+            open_runner(path, kv_cache_dtype="q4")
 
     def test_close_twice_and_no_adapters(self, tmp_path: Path) -> None:
         runner = open_runner(write_gguf(tmp_path / "tiny.gguf", TINY, random_weights(TINY)))

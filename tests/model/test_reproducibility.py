@@ -141,6 +141,7 @@ KINDS = [
     Kind("int8 embeddings", "Q8_0", CpuRunnerConfig(num_threads=2)),
     Kind("f32 weights", "F32", CpuRunnerConfig(num_threads=2)),
     Kind("f32 activations", "Q4_0", CpuRunnerConfig(activations="f32", num_threads=2)),
+    Kind("8-bit cache", "Q4_1", CpuRunnerConfig(kv_cache_dtype="q8", num_threads=2)),
 ]
 
 
@@ -243,11 +244,12 @@ def test_with_other_numbers_of_threads(
 
 
 @pytest.mark.bundled
-def test_the_bundled_model_alone_and_among_others(bundled_model: Path) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["f16", "q8"])
+def test_the_bundled_model_alone_and_among_others(bundled_model: Path, kv_cache_dtype: str) -> None:
     checkpoint = open_checkpoint(bundled_model)
     requests = random_requests(3, 33, vocab_size=40_000, max_prompt=30, max_tokens=5)
     config = EngineConfig(max_num_seqs=33, max_num_batched_tokens=200, kv_cache_bytes=64 << 20)
-    runner = loaded(checkpoint, CpuRunnerConfig(), config)
+    runner = loaded(checkpoint, CpuRunnerConfig(kv_cache_dtype=kv_cache_dtype), config)
     checkpoint.close()
     expected = {"twin " + name: answer for name, answer in one_by_one(runner, config, requests).items()}
     assert_equal(serve(runner, config, in_waves(twins(requests), seed=1), preempt_every=4).answers, expected)

@@ -47,11 +47,14 @@ class Attention {
     int64_t cost;
   };
   struct Scratch {
-    std::vector<float> q, scores, keys, values, state_values, part_values, maxima, sums, part_maxima, part_sums;
-    std::vector<int32_t> limits;
+    std::vector<float> q, q_scales, scores, keys, values, state_values, part_values, maxima, sums, part_maxima,
+        part_sums;
+    std::vector<int8_t> q_bytes;
+    std::vector<int32_t> q_offsets, limits;
+    QueryRows query_rows() { return {q.data(), q_bytes.data(), q_scales.data(), q_offsets.data()}; }
   };
 
-  void gather(const Item& item, const float* qkv, int64_t qkv_stride, Scratch& scratch) const;
+  void gather(const Item& item, KvType type, const float* qkv, int64_t qkv_stride, Scratch& scratch) const;
   void finish(const Item& item, const AttentionState& state, float* out) const;
   AttentionState partial(const Item& item, int partition);
   size_t partial_floats(const Item& item) const;

@@ -17,14 +17,30 @@ constexpr int kPartitionKeys = 256;
 // Floats from one row of scores to the next: not a power of two, or the rows of a tile would share cache sets.
 constexpr int kScoreStride = kPartitionKeys + 16;
 
-// K and V of one layer and one KV head, paged. A block holds K transposed, [head_dim][block_size], then V,
-// [block_size][padded_head_dim] (padding is zero), all halves.
+enum class KvType { F16, Q8 };
+
+// K and V of one layer and one KV head, paged. A block holds K, then V, then (Q8) scales:
+//   F16  K transposed, [head_dim][block_size], and V, [block_size][padded_head_dim], halves.
+//   Q8   K rotated (see attention_q8_body.h) in quads, [padded_head_dim / 4][block_size][4], bytes of value + 128;
+//        V, [block_size][padded_head_dim], signed bytes; one float scale per token for K, [block_size], and for V.
+// Padding is zero.
 struct KvHead {
-  const uint16_t* base;    // block 0
-  size_t block_stride;     // halves from one block to the next
+  uint8_t* base;           // block 0
+  size_t block_stride;     // bytes from one block to the next
+  size_t values_offset;    // bytes from a block's begin to V
+  size_t scales_offset;    // and to the scales
   int block_size;          // 16, 32 or 64
   int head_dim;
   int padded_head_dim;     // multiple of 16
+  KvType type;
+};
+
+// Query rows of one KV head, scaled by log2(e)/sqrt(head_dim). Each member is one value or one padded head a row.
+struct QueryRows {
+  float* values;     // [max_rows][padded_head_dim]
+  int8_t* bytes;     // the same rotated and quantised, for the 8-bit cache only
+  float* scales;
+  int32_t* offsets;  // -128 times the sum of a row's bytes
 };
 
 // Softmax state of query rows: weighted values so far, the maximum score (base 2) and the sum of weights.
@@ -54,13 +70,14 @@ struct Kernels {
   // Rotates the halves of one head in place (x[i], x[i + head_dim/2]) and multiplies by `scale`.
   void (*rope)(float* head, const float* cosines, const float* sines, int head_dim, float scale);
 
-  // One key into its column of a block (element d goes to column[d * block_size]) and one value into its row.
-  void (*store_key)(const float* key, int head_dim, uint16_t* column, int block_size);
-  void (*store_value)(const float* value, int head_dim, uint16_t* row);
+  // One key and one value into row `row` of a block.
+  void (*store_kv)(const float* key, const float* value, const KvHead& kv, int32_t block, int row);
+  // One head of a query for the 8-bit cache: bytes [padded], its scale and offset as in QueryRows.
+  void (*quantize_query)(const float* q, int head_dim, int padded, int8_t* bytes, float* scale, int32_t* offset);
 
-  // Attends keys [key_begin, key_end) of one partition. Row r sees keys below limits[r]; q rows are scaled by
-  // log2(e)/sqrt(head_dim), [num_rows][padded_head_dim]. A row that sees none gets maximum = -inf.
-  void (*attend_partition)(const float* q, int num_rows, const int32_t* limits, const KvHead& kv,
+  // Attends keys [key_begin, key_end) of one partition. Row r sees keys below limits[r]; a row that sees none gets
+  // maximum = -inf.
+  void (*attend_partition)(const QueryRows& q, int num_rows, const int32_t* limits, const KvHead& kv,
                            const int32_t* block_table, int key_begin, int key_end, const AttentionScratch& scratch,
                            const AttentionState& out);
   // state = state merged with the later partition `part`. Every row of `state` has seen keys; a row of `part` that saw

@@ -28,6 +28,7 @@ struct RunnerConfig {
   int num_threads, max_num_batched_tokens, max_num_seqs;
   Isa isa;
   ActivationType activations;
+  KvType kv_type;
 };
 
 // One request's share of a step.

@@ -84,7 +84,7 @@ def build_runner(settings: EngineSettings, checkpoint: Checkpoint) -> ModelRunne
     if settings.runner == "reference":
         from tampu.runner.reference import ReferenceRunner
 
-        return ReferenceRunner(checkpoint, settings.engine)
+        return ReferenceRunner(checkpoint, settings.engine, kv_cache_dtype=settings.cpu.kv_cache_dtype)
     raise ConfigError("runner", f"{settings.runner!r} is not one of cpu, reference")
 
 
@@ -129,7 +129,7 @@ def runner_facts(runner: ModelRunner, settings: EngineSettings) -> RunnerFacts:
     assert isinstance(runner, CpuRunner)
     return RunnerFacts(
         device=f"{runner.isa}, {runner.num_threads} threads, {runner.activations} activations",
-        kv_cache=f" ({megabytes(runner.kv_cache_bytes)}, {settings.cpu.kv_cache_dtype})",
+        kv_cache=f" ({megabytes(runner.kv_cache_bytes)}, {runner.kv_cache_dtype})",
     )
 
 

@@ -40,7 +40,7 @@ class CpuRunnerConfig:
     num_threads: int | None = None  # None = one per physical core
     isa: str | None = None  # "portable" | "avx2" | "avx512"; None = the best the machine has
     activations: str = "int8"  # "int8" | "f32"
-    kv_cache_dtype: str = "f16"  # "f16" | "q8"
+    kv_cache_dtype: str = "f16"  # "f16" | "q8" (8 bits with a scale for each token and head)
 
     def __post_init__(self) -> None:
         if self.num_threads is not None and self.num_threads < 1:

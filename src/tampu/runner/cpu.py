@@ -29,7 +29,7 @@ DEFAULT_KV_REQUESTS = 4  # requests of full length the default KV cache has room
 DEFAULT_KV_SHARE = 0.25  # of the memory that is available
 DEFAULT_KV_LIMIT_BYTES = 4 << 30
 RESERVED_BYTES = 256 * MIB  # left to the interpreter, the tokenizer and the HTTP server
-NAN_HALF = 0x7E00
+NAN_PATTERN = 0x7FFF  # NaN as a half, and twice over as a float: a scale of the 8-bit cache
 
 LOADING_ORDER = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 LAYER_WEIGHTS = {
@@ -61,8 +61,6 @@ class CpuRunner:
         self._num_blocks = 0
         self._llama: _native.Llama | None = None
         self._states: dict[str, _native.SamplingState] = {}
-        if self._cpu_config.kv_cache_dtype != "f16":
-            raise ConfigError("kv_cache_dtype", "only f16 is available; leave the option out")
 
     def load(self) -> None:
         """Pack the weights and allocate the KV cache. Raises CheckpointError or ConfigError."""
@@ -85,6 +83,7 @@ class CpuRunner:
                 max_num_seqs=self._engine_config.max_num_seqs,
                 isa=self._isa,
                 activations=self._cpu_config.activations,
+                kv_cache_dtype=self._cpu_config.kv_cache_dtype,
             )
             self._load_weights(llama)
             llama.allocate(num_blocks, self._engine_config.block_size)
@@ -153,7 +152,7 @@ class CpuRunner:
 
     def poison_kv_cache(self) -> None:
         """Fill the KV memory with NaN, for tests: a read of a slot that nobody wrote then shows."""
-        self._loaded().fill_kv_cache(NAN_HALF)
+        self._loaded().fill_kv_cache(NAN_PATTERN)
 
     @property
     def isa(self) -> str:
@@ -169,6 +168,11 @@ class CpuRunner:
     def activations(self) -> str:
         """int8 or f32."""
         return self._cpu_config.activations
+
+    @property
+    def kv_cache_dtype(self) -> str:
+        """f16 or q8."""
+        return self._cpu_config.kv_cache_dtype
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -232,6 +236,7 @@ class CpuRunner:
     def _block_bytes(self) -> int:
         config = self._model_config
         return self._native.kv_block_bytes(
+            self._cpu_config.kv_cache_dtype,
             num_layers=config.num_hidden_layers,
             block_size=self._engine_config.block_size,
             num_kv_heads=config.num_key_value_heads,

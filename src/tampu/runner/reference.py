@@ -1,8 +1,8 @@
 """The forward pass of a Llama in plain NumPy, one token at a time: slow, obvious, and what fast runners are held to.
 
-float32 arithmetic on the dequantised weights; keys and values are rounded to float16 when they are cached, as every
-runner does. A token's result depends on the tokens before it and on nothing else, because `execute` never computes
-two of them together. Refuses to know text, scheduling and speed.
+float32 arithmetic on the dequantised weights; keys and values are rounded to float16 or to scaled bytes when they are
+cached, as every runner does. A token's result depends on the tokens before it and on nothing else, because `execute`
+never computes two of them together. Refuses to know text, scheduling and speed.
 """
 
 from __future__ import annotations
@@ -52,15 +52,16 @@ class _Weights:
 
 
 class ReferenceRunner:
-    """ModelRunner in NumPy. `kv_cache_dtype` is "f16", or "f32" to compare with implementations that do not round."""
+    """ModelRunner in NumPy. `kv_cache_dtype` is "f16", "q8", or "f32" to compare with runners that do not round."""
 
     def __init__(self, checkpoint: Checkpoint, engine_config: EngineConfig, *, kv_cache_dtype: str = "f16") -> None:
-        if kv_cache_dtype not in ("f16", "f32"):
-            raise ConfigError("kv_cache_dtype", f"{kv_cache_dtype!r} is not one of f16, f32")
+        if kv_cache_dtype not in ("f16", "q8", "f32"):
+            raise ConfigError("kv_cache_dtype", f"{kv_cache_dtype!r} is not one of f16, q8, f32")
         self._checkpoint = checkpoint
         self._config = checkpoint.config
         self._engine_config = engine_config
-        self._kv_dtype = np.dtype(np.float16 if kv_cache_dtype == "f16" else np.float32)
+        self._is_q8 = kv_cache_dtype == "q8"
+        self._kv_dtype = np.dtype(np.float16 if kv_cache_dtype == "f16" else np.float32)  # q8: bytes times scales
         self._inv_freq = inv_freq(self._config)
         self._weights: _Weights | None = None
         # (layers, 2 = keys and values, blocks, block_size, kv_heads, head_dim)
@@ -116,9 +117,9 @@ class ReferenceRunner:
                 normed = _rms_norm(hidden, layer.input_layernorm, config.rms_norm_eps)
                 q, k, v = (normed @ w.T for w in (layer.q_proj, layer.k_proj, layer.v_proj))
                 attended = _causal_attention(
-                    _rotate(_split_heads(q, config), cos, sin),
-                    self._rounded(_rotate(_split_heads(k, config), cos, sin)),
-                    self._rounded(_split_heads(v, config)),
+                    self._query(_rotate(_split_heads(q, config), cos, sin)),
+                    self._cached_key(_rotate(_split_heads(k, config), cos, sin)),
+                    self._cached_value(_split_heads(v, config)),
                 )
                 hidden = hidden + attended @ layer.o_proj.T
                 normed = _rms_norm(hidden, layer.post_attention_layernorm, config.rms_norm_eps)
@@ -129,8 +130,16 @@ class ReferenceRunner:
         assert self._weights is not None, "load() comes first"
         return self._weights
 
-    def _rounded(self, values: Array) -> Array:
-        return values.astype(self._kv_dtype).astype(np.float32)
+    def _cached_key(self, key: Array) -> Array:
+        """What the cache gives back for a rotary-embedded key, (..., head_dim)."""
+        return _quantized(_spread(key)) if self._is_q8 else key.astype(self._kv_dtype).astype(np.float32)
+
+    def _cached_value(self, value: Array) -> Array:
+        return _quantized(value) if self._is_q8 else value.astype(self._kv_dtype).astype(np.float32)
+
+    def _query(self, query: Array) -> Array:
+        """A query as it meets the keys: with the 8-bit cache, in their basis and in bytes as well."""
+        return _quantized(_spread(query)) if self._is_q8 else query
 
     def _compute(self, scheduled: ScheduledRequest) -> Array:
         """Final hidden state (hidden_size,) of the last scheduled token; keys and values of all of them are cached."""
@@ -151,10 +160,11 @@ class ReferenceRunner:
         for layer, kv_cache in zip(weights.layers, self._kv_cache, strict=True):
             normed = _rms_norm(hidden, layer.input_layernorm, config.rms_norm_eps)
             q, k, v = (_split_heads((w @ normed)[None], config) for w in (layer.q_proj, layer.k_proj, layer.v_proj))
-            kv_cache[0, block, row] = _rotate(k, cos, sin)[0]
-            kv_cache[1, block, row] = v[0]
+            kv_cache[0, block, row] = self._cached_key(_rotate(k, cos, sin)[0])
+            kv_cache[1, block, row] = self._cached_value(v[0])
             context = kv_cache[:, blocks].reshape(2, -1, *kv_cache.shape[3:])[:, : position + 1].astype(np.float32)
-            hidden = hidden + layer.o_proj @ _attend(_rotate(q, cos, sin)[0], context[0], context[1])
+            query = self._query(_rotate(q, cos, sin)[0])
+            hidden = hidden + layer.o_proj @ _attend(query, context[0], context[1])
             normed = _rms_norm(hidden, layer.post_attention_layernorm, config.rms_norm_eps)
             hidden = hidden + layer.down_proj @ (_silu(layer.gate_proj @ normed) * (layer.up_proj @ normed))
         return _rms_norm(hidden, weights.norm, config.rms_norm_eps)
@@ -212,6 +222,25 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     first, second = np.split(x, 2, axis=-1)
     cos, sin = cos[:, None], sin[:, None]
     return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+
+
+def _spread(x: Array) -> Array:
+    """A Hadamard rotation of each run of 2^k elements of (..., head_dim), 2^k the largest that divides head_dim.
+
+    It leaves dot products as they are, and no channel of a key much larger than the others.
+    """
+    size = x.shape[-1] & -x.shape[-1]
+    matrix = np.ones((1, 1), dtype=np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    runs = x.reshape(*x.shape[:-1], -1, size, 1)
+    return np.asarray((runs * matrix).sum(axis=-2) / np.float32(np.sqrt(size))).reshape(x.shape)
+
+
+def _quantized(x: Array) -> Array:
+    """(..., head_dim) rounded to whole multiples, -127 to 127, of a scale of its own."""
+    scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    return np.asarray(np.rint(x / np.where(scale == 0, np.float32(1), scale)) * scale)
 
 
 def _attend(q: Array, keys: Array, values: Array) -> Array:
