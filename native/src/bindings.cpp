@@ -64,7 +64,12 @@ void read_mask(nb::handle mask, const uint8_t*& data, size_t& size) {
   if (mask.is_none()) return;
   char* bytes;
   Py_ssize_t length;
-  if (PyBytes_AsStringAndSize(mask.ptr(), &bytes, &length) != 0) throw nb::python_error();
+  if (PyByteArray_Check(mask.ptr())) {
+    bytes = PyByteArray_AsString(mask.ptr());
+    length = PyByteArray_Size(mask.ptr());
+  } else if (PyBytes_AsStringAndSize(mask.ptr(), &bytes, &length) != 0) {
+    throw nb::python_error();
+  }
   data = reinterpret_cast<const uint8_t*>(bytes);
   size = static_cast<size_t>(length);
 }

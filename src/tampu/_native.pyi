@@ -15,7 +15,7 @@ def sample(
     logits: npt.NDArray[np.float32],
     states: Sequence[SamplingState],
     positions: Sequence[int],
-    masks: Sequence[bytes | None],
+    masks: Sequence[bytes | bytearray | None],
     isa: str,
 ) -> list[SampledRow]:
     """Sample rows (n, vocab_size) with the kernels of one instruction set; `logits` is overwritten."""
@@ -23,7 +23,7 @@ def sample(
 # (token_id, None) or (token_id, (logprob, ((token_id, logprob), ...)))
 SampledRow = tuple[int, tuple[float, tuple[tuple[int, float], ...]] | None]
 # (token_ids, position of the first, block_table, state or None, allowed-token bits or None)
-Run = tuple[Sequence[int], int, Sequence[int], SamplingState | None, bytes | None]
+Run = tuple[Sequence[int], int, Sequence[int], SamplingState | None, bytes | bytearray | None]
 
 class SamplingState:
     """Sampling parameters of one request and how often each token occurred."""

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from tampu.core.sampling_params import SamplingParams
 
+# Bit i (least significant bit of byte 0 first) set = token i allowed; tokens beyond its end are not.
+TokenMask = bytes | bytearray
+
 
 class TokenConstraint(Protocol):
     """Restricts the next token of one request. Stateful, owned by one request, called by the engine thread only.
@@ -15,8 +18,8 @@ class TokenConstraint(Protocol):
     tokens are recomputed.
     """
 
-    def next_mask(self) -> bytes | None:
-        """Bit i (least significant bit of byte 0 first) set = token i allowed; None = every token is allowed."""
+    def next_mask(self) -> TokenMask | None:
+        """What may come next, None = every token. Valid until the next call; not to be changed."""
 
     def accept(self, token_id: int) -> None:
         """Advance by the token that was just sampled."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tampu.core.request import Request
+from tampu.core.request import Request, TokenMask
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ScheduledRequest:
     num_scheduled_tokens: int
     block_table: Sequence[int]
     is_sampled: bool
-    token_mask: bytes | None = None  # from Request.constraint, only when is_sampled
+    token_mask: TokenMask | None = None  # from Request.constraint, only when is_sampled
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from tampu.core.errors import AdapterError
-from tampu.core.request import Request
+from tampu.core.request import Request, TokenMask
 from tampu.core.step import SampledToken, ScheduledRequest, SchedulerOutput, StepOutput, TokenLogprobs
 
 Reply = Callable[[Request], Sequence[int]]
@@ -111,7 +111,7 @@ class ScriptedRunner:
         return self._reply(request) if self._reply is not None else ()
 
 
-def _allowed(mask: bytes, wishes: Sequence[int]) -> int:
+def _allowed(mask: TokenMask, wishes: Sequence[int]) -> int:
     """The first wish that the mask allows, else the lowest allowed id, else -1."""
     for token_id in wishes:
         if 0 <= token_id < len(mask) * 8 and mask[token_id >> 3] >> (token_id & 7) & 1:

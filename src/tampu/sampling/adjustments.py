@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tampu.core.request import TokenMask
+
 Logits = npt.NDArray[np.float32]  # (vocab_size,)
 
 
@@ -40,7 +42,7 @@ def apply_count_penalties(logits: Logits, frequency: float, presence: float, out
     return penalised
 
 
-def apply_mask(logits: Logits, mask: bytes | None) -> Logits:
+def apply_mask(logits: Logits, mask: TokenMask | None) -> Logits:
     """Tokens whose bit is clear (least significant bit of byte 0 first) or beyond the mask become impossible."""
     if mask is None:
         return logits

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tampu.core.request import TokenMask
 from tampu.core.sampling_params import SamplingParams
 from tampu.core.step import TokenLogprobs
 from tampu.sampling.adjustments import (
@@ -28,7 +29,7 @@ def sample_row(
     params: SamplingParams,
     prompt_ids: Sequence[int],
     output_ids: Sequence[int],
-    mask: bytes | None,
+    mask: TokenMask | None,
     seed: int,
     position: int,
 ) -> tuple[int, TokenLogprobs | None]:

@@ -19,7 +19,7 @@ from collections import deque
 from tampu.core.config import EngineConfig
 from tampu.core.errors import EngineDeadError, JsonModeError, TampuError
 from tampu.core.output import FinishReason, RequestOutput
-from tampu.core.request import Request
+from tampu.core.request import Request, TokenMask
 from tampu.core.step import SampledToken, ScheduledRequest, SchedulerOutput, StepOutput
 from tampu.kvcache.block_pool import BlockPool
 from tampu.kvcache.prefix_cache import PrefixCache
@@ -178,7 +178,7 @@ class Scheduler:
     def _schedule_run(self, scheduled: list[ScheduledRequest], state: RequestState, num_tokens: int) -> bool:
         """Put a run of tokens into the step; False when the request's constraint failed and the request ended."""
         is_sampled = num_tokens == state.num_remaining_tokens
-        token_mask: bytes | None = None
+        token_mask: TokenMask | None = None
         constraint = state.request.constraint
         if is_sampled and constraint is not None:
             try:

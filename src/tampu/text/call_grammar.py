@@ -13,6 +13,7 @@ from typing import Any
 
 from tampu.core.chat import ToolSpec
 from tampu.core.errors import UnsupportedSchemaError
+from tampu.core.request import TokenMask
 from tampu.text.closing import CallBudget, CallSize, ClosingTokens, call_size
 from tampu.text.detokenizer import Detokenizer
 from tampu.text.grammar import Grammar, GrammarCompiler, GrammarMatching, checked, dumped, normalized, styled
@@ -188,9 +189,13 @@ class CallsConstraint:
         self._parser = ToolCallParser(calls.tools)
         self._seen: set[str] = set()
         self._has_repeated = False
+        self._pending: list[int] = []  # accepted, not looked at yet
 
-    def next_mask(self) -> bytes | None:
+    def next_mask(self) -> TokenMask | None:
         """See TokenConstraint."""
+        pending, self._pending = self._pending, []
+        for token_id in pending:
+            self._advance(token_id)
         if self._has_repeated and self._matching.may_end:
             return self._compiler.end_mask
         mask = self._matching.next_mask()
@@ -202,7 +207,10 @@ class CallsConstraint:
         return self._budget is not None and self._budget.has_narrowed
 
     def accept(self, token_id: int) -> None:
-        """See TokenConstraint."""
+        """See TokenConstraint. Only noted: the work is done for the next mask."""
+        self._pending.append(token_id)
+
+    def _advance(self, token_id: int) -> None:
         self._matching.accept(token_id)
         if self._budget is not None:
             self._budget.accept(token_id)
@@ -247,15 +255,22 @@ class AutoCallConstraint:
         self._tail = b""  # the last bytes, in which the marker is looked for
         self._matching: GrammarMatching | None = None
         self._has_ended = False
+        self._pending: list[int] = []  # accepted, not looked at yet
 
-    def next_mask(self) -> bytes | None:
+    def next_mask(self) -> TokenMask | None:
         """See TokenConstraint."""
+        pending, self._pending = self._pending, []
+        for token_id in pending:
+            self._advance(token_id)
         if self._has_ended:
             return self._grammar.compiler.end_mask
         return self._matching.next_mask() if self._matching is not None else None
 
     def accept(self, token_id: int) -> None:
-        """See TokenConstraint."""
+        """See TokenConstraint. Only noted: the work is done for the next mask."""
+        self._pending.append(token_id)
+
+    def _advance(self, token_id: int) -> None:
         if self._matching is not None:
             self._matching.accept(token_id)
             if self._matching.is_complete:
@@ -264,10 +279,24 @@ class AutoCallConstraint:
             return
         tokenizer = self._grammar.compiler.tokenizer
         data = tokenizer.token_bytes(token_id) or (tokenizer.special_name(token_id) or "").encode()
+        if self._head is None and self._is_plain(data):
+            return
         for position, byte in enumerate(data):
             begun = self._begins_call(byte)
             if begun is not None and self._start(*begun, data[position + 1 :]):
                 return
+
+    def _is_plain(self, data: bytes) -> bool:
+        """True when nothing in these bytes begins a call, or the head of one; they are then passed over."""
+        if b"{" in data:
+            return False
+        marker = self._grammar.marker
+        if self._grammar.marked is not None:
+            tail = self._tail + data
+            if marker in tail:
+                return False
+            self._tail = tail[-len(marker) :]
+        return True
 
     def _begins_call(self, byte: int) -> tuple[Grammar, bytes] | None:
         """The grammar that applies from here on and what is to be taken as read of it, if this byte begins a call."""

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tampu.core.chat import ToolSpec
+from tampu.core.request import TokenMask
 from tampu.text.grammar import Grammar, GrammarCompiler, GrammarMatching
 from tampu.text.tokenizer import Tokenizer
 
@@ -154,7 +155,7 @@ class CallBudget:
             self._way = []
             self._way_bound += 0 if is_inside else self._jump_here
 
-    def narrowed(self, allowed: bytes, *, has_call: bool) -> bytes:
+    def narrowed(self, allowed: TokenMask, *, has_call: bool) -> TokenMask:
         """The mask, narrowed as far as the budget demands. `has_call`: at least one call is complete."""
         allowed = self._without_exponent(allowed)
         if has_call and self._matching.may_end:
@@ -181,7 +182,7 @@ class CallBudget:
             self.has_narrowed = True
         return narrow.tobytes()
 
-    def _without_exponent(self, allowed: bytes) -> bytes:
+    def _without_exponent(self, allowed: TokenMask) -> TokenMask:
         """Numbers are written out: 9e999 is JSON, but no number that a client could read."""
         if self._place.is_in_string:
             return allowed

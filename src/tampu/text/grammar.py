@@ -7,6 +7,7 @@ Knows schemas and tokens, no requests and no HTTP.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import re
 import threading
@@ -15,12 +16,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from tampu.core.request import TokenConstraint
+from tampu.core.request import TokenConstraint, TokenMask
 from tampu.text.json_schema import NormalizedSchemas, Schema, SchemaLimits, refuse
 from tampu.text.schema_shape import closed, without_endless
 from tampu.text.tokenizer import Tokenizer
@@ -36,6 +37,8 @@ JSON_STYLE = {
     "json_allowed_escapes": 'nrbtf\\"',
 }
 _LOCATING_SECONDS = 1.0  # spent on finding the place of an error that the library reports without one
+_CACHED_TEXTS = 4096
+_CACHED_TEXT_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,16 @@ class GrammarLimits:
 
 
 class _SpelledTokens:
-    """What `llguidance` asks of a tokenizer."""
+    """What `llguidance` asks of a tokenizer.
+
+    Where a grammar leaves one way to go on, its text is tokenized for the mask: the same short texts again and again,
+    which are therefore remembered.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         ids = range(tokenizer.vocab_size)
-        self._tokenizer = tokenizer
+        self._encode = tokenizer.encode
+        self._encode_cached = lru_cache(_CACHED_TEXTS)(tokenizer.encode)
         self.eos_token_id = tokenizer.eos_token_ids[0]
         self.bos_token_id = tokenizer.bos_token_id
         self.special_token_ids = [i for i in ids if tokenizer.is_special(i)]
@@ -70,7 +78,9 @@ class _SpelledTokens:
         ]
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
+        return self._encode_cached(text) if len(text) <= _CACHED_TEXT_BYTES else self._encode(text)
 
 
 class Grammar:
@@ -100,20 +110,36 @@ class GrammarMatching:
 
     def __init__(self, grammar: Grammar, matcher: Any, num_mask_bytes: int) -> None:
         self._grammar = grammar
-        self._matcher = matcher
+        self._behind = matcher
         self._num_mask_bytes = num_mask_bytes
+        self._pending: list[int] = []  # accepted, not known to the matcher yet
+        self._mask = bytearray(num_mask_bytes)  # never resized: the matcher writes to its address
+        self._mask_address = ctypes.addressof(ctypes.c_char.from_buffer(self._mask))
 
-    def next_mask(self) -> bytes:
-        """See TokenConstraint."""
-        mask: bytes = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
+    def next_mask(self) -> TokenMask:
+        """See TokenConstraint. The buffer is written over by the next call."""
+        matcher = self._matcher
+        mask: TokenMask = self._mask
+        if matcher.is_stopped():
+            mask = matcher.compute_bitmask()[: self._num_mask_bytes]  # makes a new one, and still answers: with the end
+        else:
+            matcher.unsafe_compute_mask_ptr(self._mask_address, self._num_mask_bytes)
+        if matcher.is_error():
             self._grammar.has_failed = True
             return bytes(self._num_mask_bytes)
-        return mask[: self._num_mask_bytes]
+        return mask
 
     def accept(self, token_id: int) -> None:
-        """See TokenConstraint."""
-        self._matcher.consume_token(token_id)
+        """See TokenConstraint. Only noted: the work is done when something is asked."""
+        self._pending.append(token_id)
+
+    @property
+    def _matcher(self) -> Any:
+        """The matcher, advanced by all tokens."""
+        for token_id in self._pending:
+            self._behind.consume_token(token_id)
+        self._pending.clear()
+        return self._behind
 
     def copy(self) -> GrammarMatching:
         """Another one at the same place, to try things with."""
@@ -147,7 +173,7 @@ class GrammarCompiler:
         self.tokenizer = tokenizer
         self.limits = limits or GrammarLimits()
         self._eos_token_ids = sorted(set(eos_token_ids) or set(tokenizer.eos_token_ids))
-        self._num_mask_bytes = (tokenizer.vocab_size + 7) // 8
+        self._num_mask_bytes = (tokenizer.vocab_size + 31) // 32 * 4  # the library writes whole words
         self._lock = threading.Lock()
         self._ll_tokenizer: Any = None
         self._cache: OrderedDict[str, Grammar] = OrderedDict()
