@@ -29,7 +29,8 @@ T by_name(const std::string& name, const std::pair<const char*, T> (&choices)[N]
 }
 
 constexpr std::pair<const char*, Isa> kIsas[] = {
-    {"portable", Isa::Portable}, {"avx2", Isa::Avx2}, {"avx512", Isa::Avx512}};
+    {"portable", Isa::Portable}, {"dotprod", Isa::DotProd}, {"avx2", Isa::Avx2}, {"avxvnni", Isa::AvxVnni},
+    {"avx512", Isa::Avx512}};
 constexpr std::pair<const char*, ActivationType> kActivations[] = {{"int8", ActivationType::Int8},
                                                                    {"f32", ActivationType::F32}};
 constexpr std::pair<const char*, KvType> kKvTypes[] = {{"f16", KvType::F16}, {"q8", KvType::Q8}};

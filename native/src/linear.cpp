@@ -10,6 +10,10 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #endif
 
 #include "linear_kernels.h"
@@ -22,7 +26,11 @@ using namespace detail;
 const KernelTable& kernels(Isa isa) {
 #if defined(TAMPU_X86)
   if (isa == Isa::Avx512) return avx512_kernels();
+  if (isa == Isa::AvxVnni) return avxvnni_kernels();
   if (isa == Isa::Avx2) return avx2_kernels();
+#endif
+#if defined(TAMPU_ARM64)
+  if (isa == Isa::DotProd) return dotprod_kernels();
 #endif
   return portable_kernels();
 }
@@ -272,15 +280,27 @@ bool isa_available(Isa isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
+#if defined(TAMPU_AVXVNNI_AS_EVEX)
+  const bool avxvnni = avx512;   // the test build's encoding, see CMakeLists.txt
+#else
+  const bool avxvnni = avx2 && __builtin_cpu_supports("avxvnni");
+#endif
   if (isa == Isa::Avx2) return avx2;
+  if (isa == Isa::AvxVnni) return avxvnni;
   if (isa == Isa::Avx512) return avx512;
+#endif
+#if defined(TAMPU_ARM64) && defined(__linux__)
+  if (isa == Isa::DotProd) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(TAMPU_ARM64)
+  if (isa == Isa::DotProd) return true;   // every ARM64 Mac has it
 #endif
   return isa == Isa::Portable;
 }
 
 Isa best_isa() {
-  if (isa_available(Isa::Avx512)) return Isa::Avx512;
-  return isa_available(Isa::Avx2) ? Isa::Avx2 : Isa::Portable;
+  for (const Isa isa : {Isa::Avx512, Isa::AvxVnni, Isa::Avx2, Isa::DotProd})
+    if (isa_available(isa)) return isa;
+  return Isa::Portable;
 }
 
 size_t row_bytes(QType qtype, int k) {

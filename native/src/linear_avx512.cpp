@@ -198,7 +198,7 @@ struct Avx512 {
 
   static void int8_tile(GroupKind kind, Precision precision, int rows, const WeightGroup* groups, int num_groups,
                         const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead) {
-    const auto tile = kind == GroupKind::Minimum  ? int8_tile_by_precision<GroupKind::Minimum>(precision, rows)
+    const auto tile = has_minimum(kind)           ? int8_tile_by_precision<GroupKind::Minimum>(precision, rows)
                       : kind == GroupKind::Halves ? int8_tile_by_precision<GroupKind::Halves>(precision, rows)
                                                   : int8_tile_by_precision<GroupKind::Bytes>(precision, rows);
     tile(groups, num_groups, activations, stride, output, ahead);

@@ -41,7 +41,9 @@ QType qtype_of(const std::string& name) {
 }
 
 Isa isa_of(const std::string& name) {
-  return by_name<Isa>(name, {{"portable", Isa::Portable}, {"avx2", Isa::Avx2}, {"avx512", Isa::Avx512}},
+  return by_name<Isa>(name,
+                      {{"portable", Isa::Portable}, {"dotprod", Isa::DotProd}, {"avx2", Isa::Avx2},
+                       {"avxvnni", Isa::AvxVnni}, {"avx512", Isa::Avx512}},
                       "instruction set");
 }
 
@@ -151,7 +153,9 @@ std::tuple<double, double> bench(const std::vector<const Layer*>& layers, int ro
 std::vector<std::string> available() {
   std::vector<std::string> names;
   if (isa_available(Isa::Portable)) names.emplace_back("portable");
+  if (isa_available(Isa::DotProd)) names.emplace_back("dotprod");
   if (isa_available(Isa::Avx2)) names.emplace_back("avx2");
+  if (isa_available(Isa::AvxVnni)) names.emplace_back("avxvnni");
   if (isa_available(Isa::Avx512)) names.emplace_back("avx512");
   return names;
 }

@@ -156,7 +156,7 @@ inline void group_to_float(GroupKind kind, const WeightGroup& group, float (*__r
     const float* scale = kind == GroupKind::Halves && k >= 16 ? group.extra : group.scale;
     for (int c = 0; c < kPanel; ++c)
       out[k][c] = scale[c] * static_cast<float>(static_cast<int32_t>(words[c] << shift) >> 24);
-    if (kind != GroupKind::Minimum) continue;
+    if (!has_minimum(kind)) continue;
     for (int c = 0; c < kPanel; ++c) out[k][c] += group.extra[c];
   }
 }

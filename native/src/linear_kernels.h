@@ -48,7 +48,11 @@ struct KernelTable {
 const KernelTable& portable_kernels();
 #if defined(TAMPU_X86)
 const KernelTable& avx2_kernels();
+const KernelTable& avxvnni_kernels();
 const KernelTable& avx512_kernels();
+#endif
+#if defined(TAMPU_ARM64)
+const KernelTable& dotprod_kernels();
 #endif
 
 }  // namespace tampu::detail

@@ -115,6 +115,7 @@ GroupKind group_kind(QType qtype) {
   switch (qtype) {
     case QType::Q4_0: return GroupKind::Nibbles;
     case QType::Q8_0: return GroupKind::Bytes;
+    case QType::Q5_K: return GroupKind::FiveBits;
     case QType::Q6_K: return GroupKind::Halves;
     default: return GroupKind::Minimum;
   }

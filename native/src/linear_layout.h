@@ -41,10 +41,12 @@ float half_to_float(uint16_t bits);
 enum class GroupKind {
   Nibbles,   // scale * w, -8 <= w <= 7
   Bytes,     // scale * w, any w
-  Minimum,   // scale * w + extra, 0 <= w <= 31
+  Minimum,   // scale * w + extra, 0 <= w <= 15
+  FiveBits,  // the same, 0 <= w <= 31
   Halves,    // scale * w for the first 16 values of K, extra * w for the others, -32 <= w <= 31
 };
 GroupKind group_kind(QType qtype);
+constexpr bool has_minimum(GroupKind kind) { return kind == GroupKind::Minimum || kind == GroupKind::FiveBits; }
 
 // One group of 32 values along K of a panel, widened for the kernels.
 struct alignas(64) WeightGroup {

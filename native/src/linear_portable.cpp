@@ -59,7 +59,7 @@ void row_group(GroupKind kind, Precision precision, const WeightGroup& group, co
     accumulate(group, 0, 8, record, precision, group.scale, levels.scale, out);
   }
   for (int c = 0; c < kPanel; ++c) out[c] += group.scaled_sum[c] * levels.offset;
-  if (kind != GroupKind::Minimum) return;
+  if (!has_minimum(kind)) return;
   for (int c = 0; c < kPanel; ++c) out[c] += group.extra[c] * levels.sum;
 }
 

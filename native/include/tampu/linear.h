@@ -11,7 +11,8 @@
 namespace tampu {
 
 enum class QType { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K };
-enum class Isa { Portable, Avx2, Avx512 };      // Avx512 = F, BW, VL, DQ, VNNI
+// DotProd: ARM64 with sdot. AvxVnni: Avx2 and its 256-bit byte dot products. Avx512: F, BW, VL, DQ, VNNI.
+enum class Isa { Portable, DotProd, Avx2, AvxVnni, Avx512 };
 enum class ActivationType { Int8, F32 };
 // What quantised activations keep of a row, per Linear. Normal: 8 bits per value. High: 16 bits as two 8-bit levels
 // (a second pass over weights already in registers or L1): nearly free where memory is the limit or rows are few.

@@ -20,7 +20,11 @@ ThreadsOption = Annotated[
 ]
 IsaOption = Annotated[
     str | None,
-    typer.Option("--isa", envvar="TAMPU_ISA", help="Force an instruction set: portable, avx2 or avx512."),
+    typer.Option(
+        "--isa",
+        envvar="TAMPU_ISA",
+        help="Force an instruction set: portable, dotprod (ARM64), avx2, avxvnni or avx512.",
+    ),
 ]
 ActivationsOption = Annotated[
     str,

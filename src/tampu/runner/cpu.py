@@ -156,7 +156,7 @@ class CpuRunner:
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: portable, avx2 or avx512."""
+        """The instruction set in use, one of core.config.ISAS."""
         return self._isa
 
     @property
