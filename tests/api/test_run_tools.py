@@ -264,7 +264,9 @@ async def test_functions_run_here_and_tools_come_back(server: Server) -> None:
     assert result["tool_calls"] == [{"name": "add", "arguments": {"a": 2, "b": 3}}]
     assert result["finish_reason"] == "stop"
     assert "".join(frame["response"] for frame in streamed) == "It is 5."
-    assert not any("tool_calls" in frame for frame in streamed)
+    assert [frame["tool_calls"] for frame in streamed if "tool_calls" in frame] == [result["tool_calls"]]
+    assert streamed[-1]["tool_calls"]
+    assert len([frame for frame in streamed if frame["response"]]) > 3  # as it comes
 
 
 async def test_a_function_runs_in_the_real_sandbox(server: Server) -> None:

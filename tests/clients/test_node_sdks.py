@@ -51,6 +51,21 @@ def test_openai(node: NodeTools, base: str) -> None:
     assert call["id"]
     assert call["function"]["name"] == "get_weather"
     assert json.loads(call["function"]["arguments"]) == {"city": "Lima"}
+    first, *more = report["callDeltas"]
+    assert (first["index"], first["type"], first["function"]) == (
+        0,
+        "function",
+        {"name": "get_weather", "arguments": ""},
+    )
+    assert first["id"]
+    assert all(delta.keys() == {"index", "function"} for delta in more)
+    fragments = [delta["function"]["arguments"] for delta in more]
+    assert len(fragments) > 1
+    assert "".join(fragments) == call["function"]["arguments"]
+    assert [delta for delta in report["argumentDeltas"] if delta] == fragments
+    streamed = report["streamedCall"]
+    assert streamed["finish_reason"] == "tool_calls"
+    assert streamed["message"]["tool_calls"][0]["function"]["arguments"] == call["function"]["arguments"]
     assert report["runTools"] == report["runToolsStreaming"] == WEATHER
     assert isinstance(json.loads(report["json"])["city"], str)
     assert report["models"].count(MODEL) == 1

@@ -14,9 +14,10 @@ from pydantic import BaseModel
 
 from fake_embedder import DIMENSIONS, FakeEmbedder
 from live_server import live
-from scripted_server import ACCOUNT, MODEL, Server
+from scripted_server import ACCOUNT, MODEL, Server, prompt_text
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
+from tampu.core.request import Request
 from tampu.serving.metrics import Metrics
 from tampu.serving.mock import MockGenerator, mock_model_card
 from tampu.serving.mock_script import load_script
@@ -41,6 +42,13 @@ SCRIPT = {
         {"when": "a pair", "reply": '{"left": 1, "right": "two"}'},
     ]
 }
+
+
+class GetWeather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+    days: int
 
 
 class Pair(BaseModel):
@@ -69,6 +77,26 @@ def mock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     services = Services(generator=generator, model_card=mock_model_card(), engine=generator)
     with live(create_app(services, ServerConfig())) as url:
         yield url
+
+
+def say_call(request: Request) -> str:
+    """A call, then what its result leads to."""
+    if "<tool_response>" in prompt_text(request):
+        return "Take a coat."
+    call = '<tool_call>\n{"name": "GetWeather", "arguments": {"city":"Lima", "days": 2}}\n</tool_call>'
+    return f"Let me look.\n{call}" if "Say it" in prompt_text(request) else call
+
+
+@pytest.fixture(scope="module")
+def caller() -> Iterator[openai.OpenAI]:
+    """The real engine over a runner that calls; it obeys masks."""
+    server = Server(say=say_call)
+    with (
+        live(create_app(server.services, ServerConfig())) as url,
+        openai.OpenAI(base_url=url + "/v1", api_key="a") as c,
+    ):
+        yield c
+    server.close()
 
 
 @pytest.fixture(params=["/v1", HOSTED])
@@ -150,6 +178,50 @@ def test_tools_and_their_stream(mock: openai.OpenAI) -> None:
     assert final.choices[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "GetWeather"}}])
+def test_the_stream_helper_parses_fragments(caller: openai.OpenAI, choice: Any) -> None:
+    tools: Any = [openai.pydantic_function_tool(GetWeather)]
+    ask: Any = {"model": MODEL, "messages": MESSAGES, "tools": tools, "tool_choice": choice, "temperature": 0}
+    whole = caller.chat.completions.parse(**ask).choices[0]
+    assert whole.message.tool_calls
+    assert whole.message.tool_calls[0].function.parsed_arguments == GetWeather(city="Lima", days=2)
+    with caller.chat.completions.stream(**ask) as stream:
+        events: Any = list(stream)
+        final: Any = stream.get_final_completion().choices[0]
+    deltas = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
+    (done,) = (event for event in events if event.type == "tool_calls.function.arguments.done")
+    assert len(deltas) > 10
+    written = whole.message.tool_calls[0].function.arguments
+    assert (
+        "".join(event.arguments_delta for event in deltas) == done.arguments == written == '{"city":"Lima", "days": 2}'
+    )
+    assert done.parsed_arguments == GetWeather(city="Lima", days=2)
+    assert final.message.tool_calls[0].function.parsed_arguments == GetWeather(city="Lima", days=2)
+    assert (final.message.content or None) == (whole.message.content or None)
+    assert final.finish_reason == whole.finish_reason == "tool_calls"
+    call: Any = final.message.tool_calls[0]
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Snow."}
+    after = caller.chat.completions.create(
+        model=MODEL, messages=[*MESSAGES, final.message.to_dict(), result], tools=tools, temperature=0
+    )
+    assert after.choices[0].message.content == "Take a coat."
+
+
+def test_responses_stream_fragments(caller: openai.OpenAI) -> None:
+    tool: Any = openai.pydantic_function_tool(GetWeather)["function"]
+    ask: Any = {"model": MODEL, "input": "Say it", "tools": [{"type": "function", **tool}], "temperature": 0}
+    with caller.responses.stream(**ask) as stream:
+        events: Any = list(stream)
+        text, call = stream.get_final_response().output
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert len(deltas) > 10
+    assert text.type == "message"
+    assert call.type == "function_call"
+    assert "".join(deltas) == call.arguments == '{"city":"Lima", "days": 2}'
+    assert call.status == "completed"
+    assert caller.responses.create(**ask).output[1].arguments == call.arguments
+
+
 def test_the_older_functions(mock: openai.OpenAI) -> None:
     functions: Any = [TOOL["function"]]
     choice = mock.chat.completions.create(model=MODEL, messages=MESSAGES, functions=functions).choices[0]
@@ -157,8 +229,9 @@ def test_the_older_functions(mock: openai.OpenAI) -> None:
     assert choice.message.function_call is not None
     assert choice.message.function_call.name == "get_weather"
     chunks = list(mock.chat.completions.create(model=MODEL, messages=MESSAGES, functions=functions, stream=True))
-    names = [chunk.choices[0].delta.function_call.name for chunk in chunks if chunk.choices[0].delta.function_call]
-    assert names == ["get_weather"]
+    calls = [chunk.choices[0].delta.function_call for chunk in chunks if chunk.choices[0].delta.function_call]
+    assert [call.name for call in calls] == ["get_weather", *[None] * (len(calls) - 1)]
+    assert "".join(call.arguments or "" for call in calls) == '{"city": "Lima"}'
     assert chunks[-1].choices[0].finish_reason == "function_call"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
 import pytest
@@ -12,6 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripted_server import TOKENIZER, eventually
+from tampu.api.config import ServerConfig
+from tampu.api.native_answer import result_body
+from tampu.api.openai_answer import AnswerHead, chat_body
+from tampu.api.openai_responses_stream import ResponseWriter
 from tampu.core.chat import Message, ToolSpec
 from tampu.core.errors import (
     ContextLengthError,
@@ -261,15 +265,106 @@ async def test_tool_calls_come_as_events_with_ids(step: int) -> None:
     events = await events_of(FakeEngine(says(CALLS, range(0, len(CALLS), step))), chat())
     calls = [event for event in events if isinstance(event, ToolCallDelta)]
     assert [(call.call_index, call.name, call.arguments_json) for call in calls] == [
-        (0, "f", '{"x": 1}'),
-        (1, "f", '{"x": 2}'),
+        (0, "f", ""),
+        (0, None, '{"x": 1}'),
+        (1, "f", ""),
+        (1, None, '{"x": 2}'),
     ]
-    assert all(call.call is not None and call.call.call_id == call.call_id for call in calls)
-    assert len({call.call_id for call in calls}) == 2
+    ids = [call.call_id for call in calls[::2]]
+    assert [call.call.call_id for call in calls if call.call is not None] == ids
+    assert len(set(ids)) == 2
     text = "".join(event.text for event in events if isinstance(event, TextDelta))
     assert text.strip() == "Let me see."
     assert isinstance(events[-1], Finished)
     assert events[-1].finish_reason is FinishReason.TOOL_CALLS
+
+
+class Promise:
+    """A constraint that forbids nothing and promises calls between two numbers of tokens."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.end = start, end
+
+    def new_constraint(self, max_tokens: int) -> Promise:
+        return self
+
+    def next_mask(self) -> bytes | None:
+        return None
+
+    def accept(self, token_id: int) -> None:
+        """Nothing changes."""
+
+    def promises_call(self, num_tokens: int) -> bool:
+        return self.start <= num_tokens < self.end
+
+
+def promise(monkeypatch: pytest.MonkeyPatch, start: int, end: int) -> None:
+    async def constraint(self: ChatCodec, request: GenerateRequest) -> Promise:
+        return Promise(start, end)
+
+    monkeypatch.setattr(ChatCodec, "constraint", constraint)
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+async def test_a_promised_call_comes_in_pieces_however_tokens_are_bundled(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first call is promised, from the token on that ends its name."""
+    named = CALLS.index(b'"f"') + 3
+    promise(monkeypatch, named, named + 1)
+    cuts = range(0, len(CALLS), step)
+    events = await events_of(FakeEngine(says(CALLS, cuts)), chat())
+    calls = [event for event in events if isinstance(event, ToolCallDelta)]
+    fragments = [call.arguments_json for call in calls if call.call_index == 0 and call.arguments_json]
+    assert "".join(fragments) == '{"x": 1}'
+    assert len(fragments) == len('{"x": 1}')  # one for each token
+    whole = [call for call in calls if call.call is not None]
+    assert [call.arguments_json for call in whole] == ["", '{"x": 2}']
+    assert calls[0].call_id == whole[0].call.call_id if whole[0].call else None
+    (answer,) = await fold(again(events))
+    assert [call.arguments_json for call in answer.tool_calls] == ['{"x": 1}', '{"x": 2}']
+    stopped = await events_of(FakeEngine(says(CALLS, cuts)), chat(stop=("never",)))
+    assert [call.arguments_json for call in stopped if isinstance(call, ToolCallDelta) and call.call] == [
+        '{"x": 1}',
+        '{"x": 2}',
+    ]
+
+
+async def again(events: list[Event]) -> AsyncGenerator[Event, None]:
+    for event in events:
+        yield event
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_a_promise_that_was_not_kept_leaves_a_call_with_unfinished_arguments(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise(monkeypatch, 0, 1000)
+    data = CALLS[:-3]
+    engine = FakeEngine(says(data, range(len(data)), FinishReason.LENGTH))
+    events = await events_of(engine, chat(tool_choice=ToolChoice(choice)))
+    (answer,) = await fold(again(events))
+    assert [call.arguments for call in answer.tool_calls] == [{"x": 1}]
+    (unfinished,) = answer.unfinished_calls
+    assert (unfinished.name, unfinished.arguments_json) == ("f", '{"x": ')
+    assert unfinished.text == '; {"name": "f", "parameters": {"x": '
+    assert answer.text.strip() == "Let me see."
+    assert answer.finish_reason is FinishReason.LENGTH
+    head = AnswerHead("id", 1, "m")
+    (told,) = chat_body(head, [answer], has_logprobs=False, uses_functions=False)["choices"]
+    assert [call["function"]["arguments"] for call in told["message"]["tool_calls"]] == ['{"x": 1}', '{"x": ']
+    assert told["message"]["tool_calls"][1]["id"] == unfinished.call_id
+    writer = ResponseWriter(head, {})
+    for event in events:
+        writer.take(event)
+    assert [(item["type"], item["status"]) for item in writer.body["output"]] == [
+        ("message", "completed"),
+        ("function_call", "completed"),
+        ("function_call", "incomplete"),
+    ]
+    native = result_body(answer, chat(), ServerConfig())
+    assert native["response"].endswith('; {"name": "f", "parameters": {"x": ')
+    assert native["tool_calls"] == [{"name": "f", "arguments": {"x": 1}}]
 
 
 async def test_a_single_call_ends_the_choice_when_parallel_calls_are_off() -> None:

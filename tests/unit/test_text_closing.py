@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import jsonschema
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tampu.core.chat import ToolSpec
-from tampu.text.call_grammar import CallsConstraint, CallsGrammar, forced_calls
+from tampu.text.call_grammar import AutoCallConstraint, CallsConstraint, CallsGrammar, auto_calls, forced_calls
+from tampu.text.json_scanner import MAX_DEPTH
 from tampu.text.tool_calls import ToolCallPiece, parse_tool_calls
 
 KINDS = ["llama3", "chatml", "none"]
@@ -37,7 +39,9 @@ def rambling(allowed: list[int], rng: random.Random) -> int:
     return ord("a") if ord("a") in allowed and len(allowed) > 20 else max(i for i in allowed)
 
 
-def written(constraint: CallsConstraint, choose: Choose, rng: random.Random, max_tokens: int) -> tuple[str, bool]:
+def written(
+    constraint: CallsConstraint | AutoCallConstraint, choose: Choose, rng: random.Random, max_tokens: int
+) -> tuple[str, bool]:
     """The text of at most so many tokens, and whether it ended by itself."""
     out = bytearray()
     for _ in range(max_tokens):
@@ -124,4 +128,82 @@ def test_a_demanded_call_is_complete_within_max_tokens(
     max_tokens = least_tokens(calls) + spare
     text, has_ended = written(calls.new_constraint(max_tokens), choose, random.Random(seed), max_tokens)
     assert has_ended, text
+    check(tools, text)
+
+
+@pytest.mark.parametrize("choose", [never_closing, at_random, rambling])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    parameters=st.lists(PARAMETERS, min_size=1, max_size=2),
+    kind=st.sampled_from(KINDS),
+    spare=st.integers(-30, 150),
+    seed=st.integers(0, 2**32),
+)
+def test_an_automatic_call_that_is_promised_is_complete_within_max_tokens(
+    choose: Choose, parameters: list[dict[str, Any]], kind: str, spare: int, seed: int
+) -> None:
+    tools = [ToolSpec(f"tool{number}", "", schema) for number, schema in enumerate(parameters)]
+    calls = auto_calls(byte_compiler(), tools, kind=kind, parallel=True)
+    assert calls.size.least_tokens > 0
+    begun = b'Yes: {"name": "tool0"'
+    max_tokens = max(calls.size.least_tokens + spare, 0) + len(begun)
+    constraint = calls.new_constraint(max_tokens)
+    for number, byte in enumerate(begun):
+        assert constraint.next_mask() is None
+        assert not constraint.promises_call(number)
+        constraint.accept(byte)
+    is_promised = constraint.promises_call(len(begun))
+    assert is_promised or spare < 60
+    rng = random.Random(seed)
+    written_text = bytearray(begun)
+    ends_at = None
+    for number in range(len(begun), max_tokens):
+        mask = constraint.next_mask()
+        if mask is None:
+            break
+        allowed = [token_id for token_id in range(VOCAB_SIZE) if is_allowed(mask, token_id)]
+        if allowed == [EOS]:
+            break
+        assert constraint.promises_call(number) is is_promised
+        token_id = choose(allowed, rng)
+        constraint.accept(token_id)
+        written_text.append(token_id)
+        ends_at = number + 1
+    if is_promised:
+        check(tools, written_text[len("Yes: ") :].decode())
+        assert ends_at is not None
+        assert not constraint.promises_call(ends_at)
+        assert constraint.promises_call(ends_at - 1)
+
+
+NODE = {
+    "$defs": {"n": {"type": "object", "properties": {"c": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}},
+    "properties": {"root": {"$ref": "#/$defs/n"}},
+    "required": ["root"],
+}
+
+
+def test_a_model_that_opens_without_end_stays_within_what_is_read() -> None:
+    def open_all(allowed: list[int], rng: random.Random) -> int:
+        return next((token_id for token_id in b'[{c"' if token_id in allowed), allowed[0])
+
+    tools = [ToolSpec("tree", "", NODE)]
+    calls = forced_calls(byte_compiler(), tools, kind="llama3", parallel=False)
+    text, has_ended = written(calls.new_constraint(3000), open_all, random.Random(1), 3000)
+    assert has_ended
+    deepest = max(accumulate((char in "[{") - (char in "]}") for char in text))
+    assert 40 < deepest < MAX_DEPTH
+    check(tools, text)
+
+
+@pytest.mark.parametrize("favourite", [b"9", b".9", b"e9"])
+def test_a_number_without_end_is_ended(favourite: bytes) -> None:
+    def go_on(allowed: list[int], rng: random.Random) -> int:
+        return next((token_id for token_id in favourite if token_id in allowed), allowed[-1])
+
+    tools = [ToolSpec("f", "", _object([({"type": "number"}, True)]))]
+    calls = forced_calls(byte_compiler(), tools, kind="llama3", parallel=False)
+    text, has_ended = written(calls.new_constraint(3000), go_on, random.Random(1), 3000)
+    assert has_ended
+    assert 150 < len(text) < 300
     check(tools, text)

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tampu.core.chat import ToolCall, ToolSpec
-from tampu.text.tool_calls import Piece, TextPiece, ToolCallParser, ToolCallPiece, join_texts, parse_tool_calls
+from tampu.text.tool_calls import (
+    ArgumentsPiece,
+    BegunCallPiece,
+    Piece,
+    TextPiece,
+    ToolCallParser,
+    ToolCallPiece,
+    UnfinishedCallPiece,
+    join_texts,
+    parse_tool_calls,
+)
 
 REQUIRED = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = [ToolSpec("f"), ToolSpec("g"), ToolSpec("get_weather", "", REQUIRED)]
@@ -106,8 +116,8 @@ def test_character_by_character_gives_the_same(text: str) -> None:
     assert in_parts(list(text)) == parse_tool_calls(text, TOOLS)
 
 
-def in_parts(parts: list[str]) -> list[Piece]:
-    parser = ToolCallParser(TOOLS)
+def in_parts(parts: list[str], *, is_promised: bool = False) -> list[Piece]:
+    parser = ToolCallParser(TOOLS, is_promised=lambda: is_promised)
     pieces = [piece for part in parts for piece in parser.feed(part)]
     return join_texts([*pieces, *parser.finish()])
 
@@ -174,7 +184,12 @@ ARGUMENTS = st.dictionaries(
 def test_any_arguments_come_back(calls: list[tuple[str, dict[str, Any]]], is_ascii: bool, is_array: bool) -> None:
     spelled = [json.dumps({"name": n, "parameters": a}, ensure_ascii=is_ascii) for n, a in calls]
     text = "[" + ", ".join(spelled) + "]" if is_array else "; ".join(spelled)
-    assert brief(in_parts([text[i : i + 3] for i in range(0, len(text), 3)])) == calls
+    parts = [text[i : i + 3] for i in range(0, len(text), 3)]
+    whole = in_parts(parts)
+    assert brief(whole) == calls
+    streamed = in_parts(parts, is_promised=True)
+    assert sum(isinstance(piece, BegunCallPiece) for piece in streamed) == len(calls)
+    check_streamed(streamed, whole)
 
 
 def test_a_call_is_delivered_with_its_last_character() -> None:
@@ -182,6 +197,109 @@ def test_a_call_is_delivered_with_its_last_character() -> None:
     assert parser.feed("Sure. ") == [TextPiece("Sure.")]
     assert parser.feed(F1[:-1]) == []
     assert parser.feed("}") == [ToolCallPiece(ToolCall("f", {"a": 1}), F1)]
+
+
+# --- piece by piece ---------------------------------------------------------------------------------------------
+
+
+def test_a_promised_call_is_delivered_from_its_name_on() -> None:
+    parser = ToolCallParser(TOOLS, is_promised=lambda: True)
+    assert parser.feed('Sure. <tool_call>\n{"name": "f') == [TextPiece("Sure.")]
+    assert parser.feed('"') == [BegunCallPiece("f")]
+    assert parser.feed(', "arguments": ') == []
+    assert parser.feed('{"a') == [ArgumentsPiece('{"a')]
+    assert parser.feed('":1') == [ArgumentsPiece('":1')]
+    assert parser.feed("}}\n</tool_call>") == [
+        ArgumentsPiece("}"),
+        ToolCallPiece(ToolCall("f", {"a": 1}), '{"name": "f", "arguments": {"a":1}}'),
+    ]
+    assert parser.finish() == []
+
+
+def test_the_promise_is_asked_for_each_call() -> None:
+    promises = iter([False, True])
+    parser = ToolCallParser(TOOLS, is_promised=lambda: next(promises))
+    kinds = [type(piece) for piece in parser.feed(f"{F1}; {G}")]
+    assert kinds == [ToolCallPiece, BegunCallPiece, ArgumentsPiece, ToolCallPiece]
+
+
+def test_a_call_that_had_begun_never_becomes_text() -> None:
+    parser = ToolCallParser(TOOLS, is_promised=lambda: True)
+    assert parser.feed(F1[:-3]) == [BegunCallPiece("f"), ArgumentsPiece('{"a": ')]
+    assert parser.finish() == [UnfinishedCallPiece(F1[:-3])]
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments_json"),
+    [
+        ('{"name": "f", "parameters": {"a":1,  "b": 2.50}}', '{"a":1,  "b": 2.50}'),
+        ('{"type": "function", "name": "f", "arguments": {"a":1}}', '{"a":1}'),
+        ('{"parameters": {"a":1}, "name": "f"}', '{"a":1}'),
+        ('{"name": "f", "arguments": "{\\"a\\":1}"}', '{"a": 1}'),
+        ('{"function": {"name": "f", "arguments": {"a":1}}}', '{"a": 1}'),
+        ('{"name": "f", "parameters": null}', "{}"),
+        ('{"name": "f"}', "{}"),
+        ('{"name": "f", "parameters": {"a": "x\ny"}}', '{"a": "x\\ny"}'),
+        ('{"name": "f", "parameters": {"a": "\\ud83e"}}', '{"a": "\ufffd"}'),
+    ],
+)
+def test_arguments_are_spelled_as_the_model_wrote_them_where_that_is_json(written: str, arguments_json: str) -> None:
+    (piece,) = parse_tool_calls(f"[{written}]", TOOLS)
+    assert isinstance(piece, ToolCallPiece)
+    assert piece.call.arguments_json == arguments_json
+    assert json.loads(arguments_json) == piece.call.arguments
+
+
+def check_streamed(pieces: list[Piece], whole: list[Piece]) -> None:
+    """The fragments of each call are its arguments; without them the pieces are those of whole calls."""
+    calls: list[Piece] = []
+    name, fragments = None, ""
+    for piece in pieces:
+        match piece:
+            case BegunCallPiece():
+                assert name is None
+                name, fragments = piece.name, ""
+            case ArgumentsPiece():
+                assert name is not None
+                assert piece.text
+                fragments += piece.text
+            case ToolCallPiece():
+                if name is not None:
+                    assert (name, fragments) == (piece.call.name, piece.call.arguments_json)
+                name = None
+                calls.append(piece)
+            case UnfinishedCallPiece():
+                assert name is not None
+                assert fragments in piece.text
+                name = None
+                calls.append(TextPiece(piece.text))
+            case TextPiece():
+                assert name is None
+                calls.append(piece)
+    assert name is None
+    assert join_texts(calls) == whole
+
+
+def as_text(pieces: list[Piece]) -> list[Piece]:
+    """The same, with calls that came to nothing as text: how much of it is known to be none depends on the cut."""
+    return join_texts([TextPiece(p.text) if isinstance(p, UnfinishedCallPiece) else p for p in pieces])
+
+
+@settings(max_examples=300)
+@given(TEXTS, st.data())
+def test_any_cut_gives_the_same_fragments(text: str, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    pieces = in_parts(parts, is_promised=True)
+    assert as_text(pieces) == as_text(in_parts(list(text), is_promised=True))
+    spelled = [
+        piece.text if isinstance(piece, TextPiece | UnfinishedCallPiece) else piece.raw
+        for piece in pieces
+        if not isinstance(piece, BegunCallPiece | ArgumentsPiece)
+    ]
+    assert re.fullmatch(NOTATION + NOTATION.join([*map(re.escape, spelled), ""]), text, re.DOTALL)
+    if not any(isinstance(piece, UnfinishedCallPiece) for piece in pieces):
+        check_streamed(pieces, parse_tool_calls(text, TOOLS))
 
 
 def test_text_is_let_go_as_soon_as_it_can_be_no_call() -> None:
@@ -230,7 +348,7 @@ def test_adversarial_text_takes_linear_work(unit: str, monkeypatch: pytest.Monke
 
 
 def test_deep_nesting_is_text() -> None:
-    deep = '{"name":"f","parameters":' + '{"a":' * 100 + "1" + "}" * 101
+    deep = '{"name":"f","parameters":' + '{"a":' * 200 + "1" + "}" * 201
     assert "".join(p.text for p in parse_tool_calls(deep, TOOLS) if isinstance(p, TextPiece)) == deep
     nested_string = json.dumps({"name": "f", "arguments": "[" * 100_000})
     assert brief(parse_tool_calls(nested_string, TOOLS)) == [nested_string]

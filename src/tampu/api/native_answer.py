@@ -54,7 +54,7 @@ def result_body(answer: Answer, request: GenerateRequest, config: ServerConfig) 
     Raises:
         ApiError: 5024 when JSON mode, 8006 when a demanded call was cut off before it was complete.
     """
-    response: Any = answer.text
+    response: Any
     is_json_mode = request.response_format is not None
     is_call_demanded = request.tool_choice.mode in ("required", "named")
     has_called = bool(answer.tool_calls or answer.functions_run)
@@ -66,6 +66,7 @@ def result_body(answer: Answer, request: GenerateRequest, config: ServerConfig) 
             param="max_tokens",
         )
     calls = [flat_call(call) for call in answer.tool_calls]
+    response = answer.text + "".join(call.text for call in answer.unfinished_calls)
     if is_json_mode and not calls:
         response = parsed_json(answer)
     elif calls and not answer.text and config.has_null_response_with_tool_calls:
@@ -96,7 +97,8 @@ async def stream_frames(
 ) -> AsyncGenerator[bytes, None]:
     """The native stream: text frames, one frame per complete tool call, one usage frame, `[DONE]`.
 
-    Every frame has a string `response`; no text frame has `tool_calls`: clients depend on both.
+    Every frame has a string `response`; no text frame has `tool_calls`: clients depend on both. The usage frame lists
+    the functions that ran here, when nothing is left for the client to call: as a plain answer does.
     """
     num_calls = 0
     try:
@@ -108,14 +110,11 @@ async def stream_frames(
                 case ToolCallDelta(call=ToolCall() as call):
                     yield data_frame({"response": "", "tool_calls": [{"index": num_calls, **flat_call(call)}]})
                     num_calls += 1
+                case ToolCallDelta(unfinished=text):
+                    if text:  # a call is an object here, and this never became one
+                        yield _text_frame(text, is_padded=config.is_stream_padded)
                 case Finished():
-                    yield data_frame(
-                        {
-                            "response": "",
-                            "usage": usage_body(event.usage),
-                            "finish_reason": event.finish_reason.value,
-                        }
-                    )
+                    yield data_frame(_last_frame(event, () if num_calls else event.functions_run))
     except Exception as error:
         if not isinstance(error, TampuError):
             _LOG.exception("the stream of request %s failed", request_id)
@@ -123,6 +122,13 @@ async def stream_frames(
     finally:
         await events.aclose()
     yield DONE_FRAME
+
+
+def _last_frame(event: Finished, functions_run: tuple[tuple[ToolCall, str], ...]) -> dict[str, Any]:
+    frame: dict[str, Any] = {"response": ""}
+    if functions_run:
+        frame["tool_calls"] = [flat_call(call) for call, _ in functions_run]
+    return {**frame, "usage": usage_body(event.usage), "finish_reason": event.finish_reason.value}
 
 
 def error_frame(error: ApiError, request_id: str, *, is_strict: bool) -> bytes:

@@ -6,7 +6,6 @@ the chunk that has the finish reason (the last one of several), no chunk without
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ import orjson
 from tampu.core.chat import ToolCall
 from tampu.core.output import FinishReason, Usage
 from tampu.serving.answers import Answer
-from tampu.serving.events import Finished, TextDelta, TokenText, ToolCallDelta
+from tampu.serving.events import Finished, TextDelta, TokenText, ToolCallDelta, arguments_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +58,11 @@ def total_usage(answers: Iterable[Answer | Finished]) -> Usage:
 
 def call_body(call: ToolCall) -> dict[str, Any]:
     """A complete call as OpenAI clients read it: the arguments are text."""
-    # spelled as in a stream, so that both ways give the same text
-    function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
-    return {"id": call.call_id or new_call_id(), "type": "function", "function": function}
+    return _call_body(call.call_id, call.name, arguments_text(call))
+
+
+def _call_body(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id or new_call_id(), "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def new_call_id() -> str:
@@ -102,9 +103,11 @@ def chat_body(
 
 def _message(answer: Answer, *, uses_functions: bool) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
-    if answer.tool_calls:
+    calls = [call_body(call) for call in answer.tool_calls]
+    # What a stream has begun to deliver as a call is one here too, however far it came.
+    calls += [_call_body(call.call_id, call.name, call.arguments_json) for call in answer.unfinished_calls]
+    if calls:
         message["content"] = answer.text or None
-        calls = [call_body(call) for call in answer.tool_calls]
         if uses_functions:
             message["function_call"] = calls[0]["function"]
         else:
@@ -190,14 +193,9 @@ class ChatFrames:
         """A piece of a call; None when it says nothing new."""
         if event.name is None and not event.arguments_json:
             return None
-        function = (
-            {"arguments": event.arguments_json}
-            if event.name is None
-            else {
-                "name": event.name,
-                "arguments": event.arguments_json,
-            }
-        )
+        function = {"arguments": event.arguments_json}
+        if event.name is not None:
+            function = {"name": event.name, **function}
         if self._uses_functions:
             return (
                 self._frame(event.index, {"content": "", "function_call": function}) if event.call_index == 0 else None

@@ -85,7 +85,7 @@ class ResponseWriter:
 
     def _take_call(self, event: ToolCallDelta) -> bytes:
         frames = b""
-        if self._call_index != event.call_index:
+        if event.name is not None:
             frames = self._close_text() + self._close_call()
             self._call_index = event.call_index
             frames += self._open_item(
@@ -94,7 +94,7 @@ class ResponseWriter:
                     "type": "function_call",
                     "status": "in_progress",
                     "call_id": event.call_id or f"call_{uuid.uuid4().hex}",
-                    "name": event.name or "",
+                    "name": event.name,
                     "arguments": "",
                 }
             )
@@ -102,6 +102,8 @@ class ResponseWriter:
             self._arguments.append(event.arguments_json)
             fields = {**self._place(self._output[-1]), "delta": event.arguments_json}
             frames += self._frame("response.function_call_arguments.delta", fields)
+        if event.call is not None or event.unfinished:
+            frames += self._close_call(status="incomplete" if event.unfinished else "completed")
         return frames
 
     def _finish(self, event: Finished) -> bytes:
@@ -140,12 +142,12 @@ class ResponseWriter:
             + self._close_item(item)
         )
 
-    def _close_call(self) -> bytes:
+    def _close_call(self, status: str = "completed") -> bytes:
         if self._call_index is None:
             return b""
         self._call_index = None
         item = self._output[-1]
-        item.update(status="completed", arguments="".join(self._arguments))
+        item.update(status=status, arguments="".join(self._arguments))
         self._arguments.clear()
         fields = {**self._place(item), "name": item["name"], "arguments": item["arguments"]}
         return self._frame("response.function_call_arguments.done", fields) + self._close_item(item)

@@ -8,11 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call the model made. `arguments` is the parsed object."""
+    """A call the model made. `arguments` is the parsed object, `arguments_json` its text, where that is known."""
 
     name: str
     arguments: dict[str, Any]
     call_id: str = ""
+    arguments_json: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

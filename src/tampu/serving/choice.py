@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +10,17 @@ from tampu.core.chat import ToolSpec
 from tampu.core.output import FinishReason, RequestOutput, Usage
 from tampu.core.request import Request
 from tampu.core.step import TokenLogprobs
-from tampu.serving.events import Event, Finished, TextDelta, TokenText, ToolCallDelta
-from tampu.serving.ports import BudgetedConstraint, TextCodec
-from tampu.text.tool_calls import Piece, TextPiece, ToolCallParser, ToolCallPiece
+from tampu.serving.events import Event, Finished, TextDelta, TokenText, ToolCallDelta, whole_call
+from tampu.serving.ports import BudgetedConstraint, PromisingConstraint, TextCodec
+from tampu.text.tool_calls import (
+    ArgumentsPiece,
+    BegunCallPiece,
+    Piece,
+    TextPiece,
+    ToolCallParser,
+    ToolCallPiece,
+    UnfinishedCallPiece,
+)
 
 
 class Choice:
@@ -21,6 +28,9 @@ class Choice:
 
     `tools` are those the model may call here (empty = text only); with `has_single_call` the first call ends it. Where
     a call is demanded, a later call that `max_tokens` cut off is dropped: it is no text of the answer.
+
+    A call comes in pieces when the request's constraint promises that it will be complete, else whole. With stop
+    strings nothing is certain: one may stand in the arguments and end the answer there.
     """
 
     def __init__(
@@ -38,11 +48,14 @@ class Choice:
         self.request = request
         self._codec = codec
         self._decoder = codec.tool_decoder() if tools else codec.decoder()
-        self._parser = ToolCallParser(tools) if tools else None
+        self._parser = ToolCallParser(tools, is_promised=self._is_call_promised) if tools else None
         self._matcher = codec.stop_matcher(stops) if stops else None
         self._has_single_call = has_single_call
         self._is_call_demanded = is_call_demanded
+        self._promises = None if stops else _promising(request.constraint)
+        self._num_tokens_read = 0  # by the parser
         self._num_calls = 0
+        self._call_id = ""  # of the call that has begun; empty = none has
         self._num_completion_tokens = 0
         self._num_cached_tokens = 0
         self._pending_logprobs: list[TokenText] = []
@@ -60,8 +73,12 @@ class Choice:
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         if output.new_logprobs:
             self._note_logprobs(output)
-        text, reason = self._text(output)
-        events = self._text_events(text) if self._parser is None else self._tool_events(self._parser, text, reason)
+        if self._parser is None:
+            text, reason = self._text(output)
+            events = self._text_events(text)
+        else:
+            pieces, reason = self._pieces(self._parser, output)
+            events = self._tool_events(pieces)
         if self._has_single_call and self._num_calls:
             reason = reason or FinishReason.STOP
         if reason is not None:
@@ -89,26 +106,57 @@ class Choice:
         self._pending_logprobs.clear()
         return [TextDelta(text, self.index, logprobs)]
 
-    def _tool_events(self, parser: ToolCallParser, text: str, reason: FinishReason | None) -> list[Event]:
-        pieces: list[Piece] = parser.feed(text)
+    def _pieces(self, parser: ToolCallParser, output: RequestOutput) -> tuple[list[Piece], FinishReason | None]:
+        """The pieces that became certain with an output, and why the choice ends, if it does."""
+        pieces: list[Piece] = []
+        if self._promises is not None:  # what is promised depends on the token
+            for token_id in output.new_token_ids[:-1]:
+                self._num_tokens_read += 1
+                pieces += parser.feed(self._decoder.add([token_id]))
+            self._num_tokens_read += len(output.new_token_ids[-1:])
+            output = replace(output, new_token_ids=output.new_token_ids[-1:])
+        text, reason = self._text(output)
+        pieces += parser.feed(text)
         if reason is not None:
             rest = parser.finish()
             has_called = self._num_calls > 0 or any(isinstance(piece, ToolCallPiece) for piece in pieces)
-            if not (self._is_call_demanded and has_called and reason is FinishReason.LENGTH):
-                pieces += rest
+            if self._is_call_demanded and has_called and reason is FinishReason.LENGTH:
+                rest = [piece for piece in rest if not isinstance(piece, TextPiece)]
+            pieces += rest
+        return pieces, reason
+
+    def _is_call_promised(self) -> bool:
+        return self._promises is not None and self._promises.promises_call(self._num_tokens_read)
+
+    def _tool_events(self, pieces: Sequence[Piece]) -> list[Event]:
         events: list[Event] = []
         for piece in pieces:
             match piece:
-                case TextPiece(text=part):
-                    events += self._text_events(part)
-                case ToolCallPiece(call=call):
-                    call = replace(call, call_id=f"chatcmpl-tool-{uuid.uuid4().hex}")
-                    arguments = json.dumps(call.arguments, ensure_ascii=False)
-                    events.append(ToolCallDelta(self._num_calls, call.call_id, call.name, arguments, call, self.index))
-                    self._num_calls += 1
+                case TextPiece():
+                    events += self._text_events(piece.text)
+                case BegunCallPiece():
+                    self._call_id = _new_call_id()
+                    events.append(ToolCallDelta(self._num_calls, self._call_id, piece.name, index=self.index))
+                case ArgumentsPiece():
+                    events.append(ToolCallDelta(self._num_calls, arguments_json=piece.text, index=self.index))
+                case ToolCallPiece():
+                    events += self._call_events(piece)
                     if self._has_single_call:
                         break
+                case UnfinishedCallPiece():
+                    events.append(ToolCallDelta(self._num_calls, unfinished=piece.text, index=self.index))
+                    self._num_calls += 1
+                    self._call_id = ""
         return events
+
+    def _call_events(self, piece: ToolCallPiece) -> list[Event]:
+        call = replace(piece.call, call_id=self._call_id or _new_call_id())
+        call_index = self._num_calls
+        self._num_calls += 1
+        if not self._call_id:
+            return [*whole_call(call, call_index, self.index)]
+        self._call_id = ""
+        return [ToolCallDelta(call_index, call=call, index=self.index)]
 
     def _finished(self, reason: FinishReason) -> Finished:
         if self._num_calls and reason is FinishReason.STOP:
@@ -136,6 +184,14 @@ class Choice:
             other = self._codec.token_bytes(other_id)
             top.append((other.decode("utf-8", "replace"), other, logprob))
         return TokenText(spelled.decode("utf-8", "replace"), spelled, logprobs.logprob, tuple(top))
+
+
+def _new_call_id() -> str:
+    return f"chatcmpl-tool-{uuid.uuid4().hex}"
+
+
+def _promising(constraint: object) -> PromisingConstraint | None:
+    return constraint if isinstance(constraint, PromisingConstraint) else None
 
 
 def _is_cut_short(constraint: object) -> bool:

@@ -5,6 +5,7 @@ For each choice index: any number of TextDelta and ToolCallDelta, then exactly o
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from tampu.core.chat import ToolCall
@@ -34,7 +35,8 @@ class TextDelta:
 class ToolCallDelta:
     """News of one tool call. The first delta of a call has id and name; `arguments_json` pieces join to valid JSON.
 
-    `call` is set on the delta that completes the call.
+    The last delta of a call completes it: it has `call`, whose `arguments_json` is what the pieces join to. Only where
+    a call was cut off after it had begun to be delivered, it has `unfinished` instead: all that was written of it.
     """
 
     call_index: int
@@ -42,6 +44,7 @@ class ToolCallDelta:
     name: str | None = None
     arguments_json: str = ""
     call: ToolCall | None = None
+    unfinished: str = ""
     index: int = 0
 
 
@@ -58,3 +61,16 @@ class Finished:
 
 
 Event = TextDelta | ToolCallDelta | Finished
+
+
+def whole_call(call: ToolCall, call_index: int, index: int = 0) -> tuple[ToolCallDelta, ToolCallDelta]:
+    """The deltas of a call that is known whole: who is called, and with what."""
+    return (
+        ToolCallDelta(call_index, call.call_id, call.name, index=index),
+        ToolCallDelta(call_index, arguments_json=arguments_text(call), call=call, index=index),
+    )
+
+
+def arguments_text(call: ToolCall) -> str:
+    """The arguments as clients get them: as the model wrote them, where that is known."""
+    return call.arguments_json or json.dumps(call.arguments, ensure_ascii=False)

@@ -20,7 +20,7 @@ from tampu.core.errors import ContextLengthError
 from tampu.core.output import FinishReason, Usage
 from tampu.core.stats import EngineHealth, EngineStats
 from tampu.serving.answers import Answer, fold
-from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta
+from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta, arguments_text
 from tampu.serving.example_value import example_value
 from tampu.serving.faults import MockFaultError, StreamCut
 from tampu.serving.metrics import Metrics
@@ -36,6 +36,7 @@ DIRECTIVE: ContextVar[str] = ContextVar("tampu_mock_directive", default="")
 MOCK_CONTEXT_LEN = 128_000
 _INTERNAL_ERROR = 3043
 _WORD = re.compile(r"\s*\S{1,12}|\s+\Z")
+_FRAGMENT = re.compile(r".{1,5}", re.DOTALL)  # of a call's arguments
 
 
 def mock_model_card() -> ModelCard:
@@ -157,16 +158,23 @@ class MockGenerator:
             reason = FinishReason.TOOL_CALLS
             for call_index, call in enumerate(calls):
                 num_tokens += 1
-                yield _call_event(call, call_index, index)
+                for event in _call_events(call, call_index, index):
+                    yield event
         if cue.finish_reason in tuple(FinishReason):
             reason = FinishReason(cue.finish_reason)
         yield Finished(reason, _usage(num_prompt_tokens, num_tokens, index), index, matcher.matched)
 
 
-def _call_event(call: ToolCall, call_index: int, index: int) -> ToolCallDelta:
+def _call_events(call: ToolCall, call_index: int, index: int) -> list[Event]:
+    """A call in pieces, as the real generator delivers it."""
     made = replace(call, call_id=f"mock-call-{call_index}")
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    return ToolCallDelta(call_index, made.call_id, made.name, arguments, made, index)
+    made = replace(made, arguments_json=arguments_text(made))
+    fragments = _FRAGMENT.findall(made.arguments_json)
+    return [
+        ToolCallDelta(call_index, made.call_id, made.name, index=index),
+        *(ToolCallDelta(call_index, arguments_json=fragment, index=index) for fragment in fragments),
+        ToolCallDelta(call_index, call=made, index=index),
+    ]
 
 
 def _usage(num_prompt_tokens: int, num_tokens: int, index: int) -> Usage:

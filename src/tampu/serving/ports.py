@@ -76,6 +76,17 @@ class BudgetedConstraint(Protocol):
         """True when it had to: the answer would have gone on."""
 
 
+@runtime_checkable
+class PromisingConstraint(Protocol):
+    """A constraint that can tell which calls are certain to be completed, so that they may be delivered in pieces."""
+
+    def promises_call(self, num_tokens: int) -> bool:
+        """True when, after so many tokens of the answer, a call is in the making that will be valid and complete.
+
+        Thread-safe for tokens that the engine has delivered.
+        """
+
+
 class TextCodec(Protocol):
     """Everything text about one model: template, tokenizer, and the way back."""
 

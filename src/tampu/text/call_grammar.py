@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,9 +99,11 @@ def auto_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: st
         return compiler.from_lark(f"start: /[ \\n]?/ json {call}\njson: {_call_json(compiler, tools, form)}")
 
     key = _tools_key(tools)
+    call = compiler.cached(f"call {kind} {key}", bare)
     return AutoCallGrammar(
         compiler=compiler,
-        bare=compiler.cached(f"call {kind} {key}", bare),
+        size=call_size(compiler, call, tools),
+        bare=call,
         marked=compiler.cached(f"marked call {kind} {key}", marked) if form.marker else None,
         marker=form.marker.encode(),
         names=frozenset(json.dumps(tool.name, ensure_ascii=False).encode() for tool in tools),
@@ -181,6 +184,8 @@ class CallsConstraint:
     def __init__(self, calls: CallsGrammar, max_tokens: int) -> None:
         self._matching = calls.new_matching()
         self._budget: CallBudget | None = None
+        # A later call is begun only where there is room for two. `max_tokens` need not hold the end's own token.
+        self._is_promised = calls.size is not None and 0 < calls.size.least_tokens <= max_tokens + 1
         if calls.size is not None:
             tokens = ClosingTokens.of(calls.compiler)
             self._budget = CallBudget(tokens, self._matching, max_tokens=max_tokens, size=calls.size)
@@ -206,6 +211,10 @@ class CallsConstraint:
         """True when the answer would have gone on, had `max_tokens` been more."""
         return self._budget is not None and self._budget.has_narrowed
 
+    def promises_call(self, num_tokens: int) -> bool:
+        """True when a call in the making is certain to be completed, at any number of tokens."""
+        return self._is_promised
+
     def accept(self, token_id: int) -> None:
         """See TokenConstraint. Only noted: the work is done for the next mask."""
         self._pending.append(token_id)
@@ -226,6 +235,7 @@ class AutoCallGrammar:
     """What `auto_calls` compiles: makes a constraint for each request."""
 
     compiler: GrammarCompiler
+    size: CallSize
     bare: Grammar  # a call's JSON object
     marked: Grammar | None  # what follows the marker
     marker: bytes
@@ -233,8 +243,8 @@ class AutoCallGrammar:
     may_repeat: bool
 
     def new_constraint(self, max_tokens: int) -> AutoCallConstraint:
-        """A fresh constraint, for one request. `max_tokens` changes nothing here: the model may also answer in text."""
-        return AutoCallConstraint(self)
+        """A fresh constraint, for one request that may have this many tokens."""
+        return AutoCallConstraint(self, max_tokens)
 
 
 # The beginning of a call, up to the end of the tool's name. Bytes, since tokens may cut characters.
@@ -246,11 +256,20 @@ class AutoCallConstraint:
 
     A call begins with the marker that the model family has for it, or with an object whose first key is `name` (after
     an optional `"type": "function"`) and has the name of a tool. Nothing is constrained before that: an answer that is
-    JSON of another kind stays free.
+    JSON of another kind stays free. A call that has begun is brought to its end before `max_tokens` cut it, where
+    they hold one when it begins; else it is cut where they end.
     """
 
-    def __init__(self, grammar: AutoCallGrammar) -> None:
+    def __init__(self, grammar: AutoCallGrammar, max_tokens: int) -> None:
         self._grammar = grammar
+        self._max_tokens = max_tokens
+        self._num_tokens = 0
+        self._budget: CallBudget | None = None  # of the call in the making
+        # Numbers of tokens at which a call began that will be complete, and at which it was. Only ever added to, so
+        # that another thread may ask about tokens which it has seen.
+        self._promised_from: list[int] = []
+        self._promised_to: list[int] = []
+        self._has_cut_short = False  # a call that is complete
         self._head: bytearray | None = None  # the latest object's text so far, while it may begin a call
         self._tail = b""  # the last bytes, in which the marker is looked for
         self._matching: GrammarMatching | None = None
@@ -264,18 +283,40 @@ class AutoCallConstraint:
             self._advance(token_id)
         if self._has_ended:
             return self._grammar.compiler.end_mask
-        return self._matching.next_mask() if self._matching is not None else None
+        if self._matching is None:
+            return None
+        mask = self._matching.next_mask()
+        return mask if self._budget is None else self._budget.narrowed(mask, has_call=False)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """True when a call would have gone on, had `max_tokens` been more."""
+        budget = self._budget  # read once: the engine's thread may forget it meanwhile
+        return (budget is not None and budget.has_narrowed) or self._has_cut_short
+
+    def promises_call(self, num_tokens: int) -> bool:
+        """True when, after so many tokens of the answer, a call is in the making that is certain to be completed."""
+        index = bisect_right(self._promised_from, num_tokens)
+        return index > 0 and (len(self._promised_to) < index or num_tokens < self._promised_to[index - 1])
 
     def accept(self, token_id: int) -> None:
-        """See TokenConstraint. Only noted: the work is done for the next mask."""
-        self._pending.append(token_id)
+        """See TokenConstraint. Only noted inside a call: the work is done for the next mask.
+
+        In free text it is small, and done at once, so that `promises_call` tells what it has to when the token is out.
+        """
+        if self._matching is None and not self._pending:
+            self._advance(token_id)
+        else:
+            self._pending.append(token_id)
 
     def _advance(self, token_id: int) -> None:
+        self._num_tokens += 1
         if self._matching is not None:
             self._matching.accept(token_id)
+            if self._budget is not None:
+                self._budget.accept(token_id)
             if self._matching.is_complete:
-                self._matching = None
-                self._has_ended = not self._grammar.may_repeat
+                self._end()
             return
         tokenizer = self._grammar.compiler.tokenizer
         data = tokenizer.token_bytes(token_id) or (tokenizer.special_name(token_id) or "").encode()
@@ -324,6 +365,22 @@ class AutoCallConstraint:
             return False
         if matching.is_complete:
             self._has_ended = not self._grammar.may_repeat
-        else:
-            self._matching = matching
+            return True
+        self._matching = matching
+        tokens = ClosingTokens.of(self._grammar.compiler)
+        left, size = self._max_tokens - self._num_tokens, self._grammar.size
+        budget = CallBudget(tokens, matching, max_tokens=left, size=size, read=read + rest)
+        if budget.has_room():
+            self._budget = budget
+            self._promised_from.append(self._num_tokens)
         return True
+
+    def _end(self) -> None:
+        """The call is complete."""
+        self._matching = None
+        self._has_ended = not self._grammar.may_repeat
+        if self._budget is not None:
+            if self._budget.has_narrowed:  # nothing that is worth reading fits after it
+                self._has_ended = self._has_cut_short = True
+            self._budget = None
+            self._promised_to.append(self._num_tokens)

@@ -1,8 +1,9 @@
-"""Brings a demanded call to its end within a number of tokens. Knows tokens and JSON's notation, no requests.
+"""Brings a call to its end within a number of tokens. Knows tokens and JSON's notation, no requests.
 
 A weak model may ramble in a string or an array until `max_tokens` cuts it off. Its call is followed here: when the
 tokens left are about what a way to the end takes, masks are narrowed to tokens that close something, and in the last
-resort to the tokens of that way. Masks are only ever narrowed, so what the grammar promises stays promised.
+resort to the tokens of that way. Masks are only ever narrowed, so what the grammar promises stays promised. What a
+grammar allows and readers of JSON do not take is left out too: numbers without end, values nested without end.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tampu.text.tokenizer import Tokenizer
 _CLOSES_STRING = re.compile(rb'"[ \n\]}]*')
 _CLOSES_OTHER = re.compile(rb' ?(?:""|\[\]|\{\})?[ \n]*[\]}]+[ \n\]}]*| ?(?:""|\[\]|\{\})')
 _GOES_ON = re.compile(rb"\s*,")
+_NUMBER_BYTES = (*(b"%d" % digit for digit in range(10)), b".")
 _BRIDGES = re.compile(rb"[}>]\s*[;\n,]")  # may end a call and begin the next in one token
 _EXPONENT = re.compile(rb"[0-9.]*[eE].*", re.DOTALL)  # of a number that has begun
 _NUMBER_WITH_EXPONENT = re.compile(rb"[^\"]*[0-9]\.?[eE].*", re.DOTALL)
@@ -35,10 +37,13 @@ _LONGEST_WAY = 512
 _MAX_DEPTH = 16
 _MAX_LEAST_CHARS = 4_000
 _IMPATIENT_AFTER = 24  # tokens of one string: from then on a way out of a pattern's loop is tried
+_LONG_NUMBER = 200  # characters; with 308 digits a number leaves the range that readers have
+_DEEP = 48  # levels from which on nothing is opened that need not be; half of what the tool-call parser follows
 
 Mask = npt.NDArray[np.uint8]
 _LOCK = threading.Lock()
 _OF_COMPILER: WeakKeyDictionary[GrammarCompiler, ClosingTokens] = WeakKeyDictionary()
+_OF_GRAMMAR: WeakKeyDictionary[Grammar, CallSize] = WeakKeyDictionary()
 
 
 class ClosingTokens:
@@ -60,6 +65,8 @@ class ClosingTokens:
         self.no_exponent = ~self._mask(i for i, s in enumerate(spellings) if _NUMBER_WITH_EXPONENT.fullmatch(s))
         begun = self._mask(i for i, s in enumerate(spellings) if _EXPONENT.fullmatch(s))
         self.no_exponent_in_number = self.no_exponent & ~begun
+        self.ends_number = ~self._mask(i for i, s in enumerate(spellings) if s[:1] in _NUMBER_BYTES)
+        self.opens_nothing = ~self._mask(i for i, s in enumerate(spellings) if b"{" in s or b"[" in s)
         self.spellings = spellings
 
     @staticmethod
@@ -90,16 +97,17 @@ class ClosingTokens:
 
 
 class _Place:
-    """Where in JSON the text is: inside a string, in a number, right after a backslash, or elsewhere."""
+    """Where in JSON the text is: inside a string, in a number, right after a backslash, or elsewhere, and how deep."""
 
-    __slots__ = ("is_escaped", "is_in_number", "is_in_string", "num_in_string", "num_strings")
+    __slots__ = ("depth", "is_escaped", "is_in_string", "num_in_number", "num_in_string", "num_strings")
 
     def __init__(self, other: _Place | None = None) -> None:
         self.is_in_string: bool = other is not None and other.is_in_string
-        self.is_in_number: bool = other is not None and other.is_in_number
         self.is_escaped: bool = other is not None and other.is_escaped
         self.num_in_string: int = 0 if other is None else other.num_in_string  # tokens in a row
+        self.num_in_number: int = 0 if other is None else other.num_in_number  # characters
         self.num_strings: int = 0 if other is None else other.num_strings  # that have ended
+        self.depth: int = 0 if other is None else other.depth  # open objects and arrays
 
     def feed(self, data: bytes) -> bool:
         """Advance; True when the text lies inside one string from start to end."""
@@ -113,7 +121,10 @@ class _Place:
                 was_inside = False
             elif byte == 0x5C and self.is_in_string:
                 self.is_escaped = True
-            self.is_in_number = not self.is_in_string and byte in b"0123456789."
+            elif not self.is_in_string:
+                self.depth += (byte in b"{[") - (byte in b"}]")
+            is_in_number = not self.is_in_string and byte in b"0123456789."
+            self.num_in_number = self.num_in_number + 1 if is_in_number else 0
         self.num_in_string = self.num_in_string + 1 if was_inside else 0
         return was_inside
 
@@ -128,9 +139,20 @@ class CallSize:
 
 
 class CallBudget:
-    """Follows one request's tokens and narrows its masks when the budget runs out."""
+    """Follows the tokens of one request, or of one call in it, and narrows its masks when the budget runs out.
 
-    def __init__(self, tokens: ClosingTokens, matching: GrammarMatching, *, max_tokens: int, size: CallSize) -> None:
+    `read` is what `matching` has accepted already.
+    """
+
+    def __init__(
+        self,
+        tokens: ClosingTokens,
+        matching: GrammarMatching,
+        *,
+        max_tokens: int,
+        size: CallSize,
+        read: bytes = b"",
+    ) -> None:
         self.has_narrowed = False
         self._tokens = tokens
         self._matching = matching
@@ -140,9 +162,17 @@ class CallBudget:
         self._least = size.least_tokens
         self._num_strings_before = 0  # where the current call began
         self._place = _Place()
+        self._place.feed(read)
         self._look_at = max_tokens  # tokens left at which a way may be looked for again
         self._way: list[int] = []  # tokens to the end from here, the end included; empty = unknown
         self._way_bound = size.least_tokens  # what the way takes at most, while it is not worth looking for
+
+    def has_room(self) -> bool:
+        """True when the call can be brought to its end from here."""
+        if self._left > self._way_bound + self._least + self._name_jump + _SLACK:
+            return self._least > 0
+        self._look_for_way()
+        return bool(self._way)
 
     def accept(self, token_id: int) -> None:
         """Advance by a token; `matching` has accepted it already."""
@@ -157,7 +187,7 @@ class CallBudget:
 
     def narrowed(self, allowed: TokenMask, *, has_call: bool) -> TokenMask:
         """The mask, narrowed as far as the budget demands. `has_call`: at least one call is complete."""
-        allowed = self._without_exponent(allowed)
+        allowed = self._readable(allowed)
         if has_call and self._matching.may_end:
             self._num_strings_before = self._place.num_strings
             if self._left <= 2 * self._least + self._name_jump:
@@ -167,11 +197,7 @@ class CallBudget:
             return allowed
         mask = np.frombuffer(allowed, dtype=np.uint8)
         if not self._way and self._left <= self._look_at:
-            limit = min(self._left + 1, _LONGEST_WAY)
-            self._way = way_to_end(self._tokens, self._matching, self._place, limit=limit)
-            if not self._way:
-                self._look_at = self._left - _PATIENCE
-            self._way_bound = len(self._way or ()) or self._left
+            self._look_for_way()
         without_next_call = mask & ~self._tokens.bridges
         if without_next_call.any():
             mask = without_next_call
@@ -182,13 +208,29 @@ class CallBudget:
             self.has_narrowed = True
         return narrow.tobytes()
 
-    def _without_exponent(self, allowed: TokenMask) -> TokenMask:
-        """Numbers are written out: 9e999 is JSON, but no number that a client could read."""
-        if self._place.is_in_string:
+    def _look_for_way(self) -> None:
+        limit = min(self._left + 1, _LONGEST_WAY)
+        self._way = way_to_end(self._tokens, self._matching, self._place, limit=limit)
+        if not self._way:
+            self._look_at = self._left - _PATIENCE
+        self._way_bound = len(self._way) or self._left
+
+    def _readable(self, allowed: TokenMask) -> TokenMask:
+        """Without what is JSON, but no value that a client could read: 9e999, a million digits, a thousand levels."""
+        place, tokens = self._place, self._tokens
+        preferred = [tokens.opens_nothing] if place.depth >= _DEEP else []
+        if not place.is_in_string:
+            preferred.append(tokens.no_exponent_in_number if place.num_in_number else tokens.no_exponent)
+            if place.num_in_number >= _LONG_NUMBER:
+                preferred.append(tokens.ends_number)
+        if not preferred:
             return allowed
-        kept = self._tokens.no_exponent_in_number if self._place.is_in_number else self._tokens.no_exponent
-        mask = np.frombuffer(allowed, dtype=np.uint8) & kept
-        return mask.tobytes() if mask.any() else allowed
+        mask = np.frombuffer(allowed, dtype=np.uint8)
+        for kept in preferred:
+            narrow = mask & kept
+            if narrow.any():
+                mask = narrow
+        return mask.tobytes()
 
     @property
     def _jump_here(self) -> int:
@@ -259,7 +301,17 @@ def _step(tokens: ClosingTokens, mask: Mask, place: _Place, tried: set[int]) -> 
 
 
 def call_size(compiler: GrammarCompiler, grammar: Grammar, tools: Sequence[ToolSpec]) -> CallSize:
-    """Measure a grammar of calls to these tools."""
+    """Measure a grammar of calls to these tools; once for each grammar."""
+    with _LOCK:
+        size = _OF_GRAMMAR.get(grammar)
+    if size is None:
+        size = _measured(compiler, grammar, tools)
+        with _LOCK:
+            _OF_GRAMMAR[grammar] = size
+    return size
+
+
+def _measured(compiler: GrammarCompiler, grammar: Grammar, tools: Sequence[ToolSpec]) -> CallSize:
     way = way_to_end(ClosingTokens.of(compiler), grammar.new_matching(), _Place(), limit=_LONGEST_WAY)
     tokenizer = compiler.tokenizer
     arguments = [json.dumps(tool.name) + _least(tool.parameters, tool.parameters, 0) for tool in tools]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 
-MAX_DEPTH = 64
+MAX_DEPTH = 128
 
 _STRING_RUN = re.compile(r'[^"\\\x00-\x1f]*')
 _STRING_RUN_LENIENT = re.compile(r'[^"\\\x00-\x08\x0b\x0c\x0e-\x1f]*')

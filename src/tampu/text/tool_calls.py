@@ -3,22 +3,21 @@
 Recognised: JSON objects `{"name": ..., "parameters" | "arguments": {...}}`, with `"type": "function"` and wrapped in
 `"function"`, bare or in an array, in <tool_call> tags, in a ```json fence, after <|python_tag|>, several of them with
 `;`, `,` or blanks between, with prose around. Everything else is text, and stays text: one pass, no backtracking, and
-nothing is held back that can no longer be a call.
+nothing is held back that can no longer be a call. A call is delivered when it is complete; one that is known to become
+complete is also delivered piece by piece, from its name on.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from tampu.core.chat import ToolCall, ToolSpec
+from tampu.text.call_values import ARGUMENTS_KEYS, CALL_KEYS, is_spelling_of, read_call
 from tampu.text.json_scanner import JsonScanner, Scan
 
-CALL_KEYS = ("name", "parameters", "arguments", "type", "function", "id")
 _OPENING_TAGS = ("<|python_tag|>", "<tool_call>")
 _CLOSING_TAG = "</tool_call>"
 _FENCE = "```"
@@ -26,6 +25,7 @@ _SEPARATORS = ";, \t\r\n"
 _FENCE_LANGUAGES = ("", "json", "JSON", "tool_call")
 _PROSE = re.compile(r"[^\s{\[<`]+")
 _BLANKS = re.compile(r"\s+")
+_MAX_HEAD_CHARS = 1024  # within which a call that is delivered piece by piece has its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,45 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallPiece:
-    """A complete call to an offered tool. `call.call_id` is empty; `raw` is the JSON object as the model wrote it."""
+    """A complete call to an offered tool. `call.call_id` is empty; `raw` is the JSON object as the model wrote it.
+
+    `call.arguments_json` is the text of the arguments as the model wrote it, where that is an object in strict JSON;
+    else it is written anew.
+    """
 
     call: ToolCall
     raw: str
 
 
-Piece = TextPiece | ToolCallPiece
+@dataclass(frozen=True, slots=True)
+class BegunCallPiece:
+    """A call to this tool has begun. ArgumentsPieces follow, then its ToolCallPiece, or an UnfinishedCallPiece."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentsPiece:
+    """A part of the arguments of the call that has begun; together they are its `arguments_json`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedCallPiece:
+    """The call that had begun ends here without being one. `text` is all that was written of it, as the model wrote it.
+
+    Only where a promise was not kept (see ToolCallParser).
+    """
+
+    text: str
+
+
+Piece = TextPiece | ToolCallPiece | BegunCallPiece | ArgumentsPiece | UnfinishedCallPiece
+
+
+def _never() -> bool:
+    return False
 
 
 class ToolCallParser:
@@ -52,10 +84,15 @@ class ToolCallParser:
     Feed the detokenized text (with the template's `shown_special_names` shown). The pieces, neighbouring texts joined,
     do not depend on how the text was cut. Dropped, and delivered nowhere: what belongs to a call's notation only, that
     is tags, fences and array brackets around calls, and blanks, `;` and `,` before, between and after them.
+
+    `is_promised` is asked when the name of a tool has been read where a call has it: True = what is being written is
+    certain to become a valid call, so that it may be delivered piece by piece. What was begun so never becomes text.
     """
 
-    def __init__(self, tools: Sequence[ToolSpec]) -> None:
+    def __init__(self, tools: Sequence[ToolSpec], *, is_promised: Callable[[], bool] = _never) -> None:
         self._tools = {tool.name: tool for tool in tools}
+        self._names = {json.dumps(tool.name, ensure_ascii=False): tool.name for tool in tools}
+        self._is_promised = is_promised
         self._pieces: list[Piece] = []
         self._text: list[str] = []  # certain text, not yet a piece
         self._gap: list[str] = []  # blanks, separators and openers that belong to a call, if one follows
@@ -68,6 +105,14 @@ class ToolCallParser:
         self._base = 0  # depth of the scanner at which calls lie: 0, or 1 in an array
         self._is_call = False  # what is scanned may still be a call; else it is text, and only its end matters
         self._raw: list[str] = []  # what was scanned of it
+        self._num_raw = 0  # characters of that
+        self._key = ""  # the latest key of the call's own object
+        self._value_start = 0  # where in `raw` its value begins
+        self._arguments_span: tuple[int, int] | None = None  # where in `raw` the arguments are, if they are an object
+        self._is_begun = False  # its BegunCallPiece was delivered
+        self._is_streaming = False  # inside the arguments of a call that has begun
+        self._has_streamed = False
+        self._fragment: list[str] = []  # of its arguments, not yet a piece
 
     def feed(self, text: str) -> list[Piece]:
         """What became certain with this piece of text."""
@@ -86,19 +131,29 @@ class ToolCallParser:
         held = "".join(self._raw)
         if self._is_after_call and not self._tag and not self._opened and not held.strip(_SEPARATORS):
             self._gap.clear()
-            self._raw.clear()
+            self._forget()
         self._give_up()
         return self._take()
 
     def _take(self) -> list[Piece]:
-        self._flush_text()
+        self._flush()
         pieces, self._pieces = self._pieces, []
         return pieces
 
-    def _flush_text(self) -> None:
+    def _flush(self) -> None:
+        """Text, or a part of arguments: never both, since a call flushes what was before it."""
         if self._text:
             self._pieces.append(TextPiece("".join(self._text)))
             self._text.clear()
+        if self._fragment:
+            self._pieces.append(ArgumentsPiece("".join(self._fragment)))
+            self._fragment.clear()
+
+    def _forget(self) -> None:
+        """Nothing of a call has been scanned."""
+        self._raw.clear()
+        self._num_raw, self._arguments_span = 0, None
+        self._is_begun = self._is_streaming = self._has_streamed = False
 
     def _say(self, text: str) -> None:
         if text:
@@ -107,13 +162,18 @@ class ToolCallParser:
             self._text.append(text)
 
     def _give_up(self) -> None:
-        """What is held back is text after all."""
+        """What is held back is text after all, or a call that had begun and came to nothing."""
         if _FENCE in self._opened:
             self._is_in_fence = True
         held = "".join((*self._gap, self._tag, *self._raw))
+        if self._is_begun:
+            self._flush()
+            self._pieces.append(UnfinishedCallPiece(held))
+            self._is_after_call, held = False, ""
+            self._open.clear()
         self._tag, self._scanner = "", None
         self._gap.clear()
-        self._raw.clear()
+        self._forget()
         self._opened.clear()
         self._say(held)
 
@@ -202,6 +262,9 @@ class ToolCallParser:
         event, end = scanner.step(text, position)
         if self._is_call:
             self._raw.append(text[position:end])
+            self._num_raw += end - position
+            if self._is_streaming:
+                self._fragment.append(text[position:end])
         else:
             self._say(text[position:end])
         if event is Scan.BROKEN:
@@ -216,8 +279,14 @@ class ToolCallParser:
         """Decide whether what is scanned is a call, can be one, or is text."""
         depth = scanner.depth - self._base  # 0 = between calls, 1 = directly in a call's object, -1 = after an array
         match event:
-            case Scan.KEY if depth == 1 and scanner.key not in CALL_KEYS:
-                self._is_text()
+            case Scan.KEY if depth == 1:
+                self._key = scanner.key
+                if scanner.key not in CALL_KEYS or (self._has_streamed and scanner.key in ARGUMENTS_KEYS):
+                    self._is_text()
+            case Scan.OPEN if depth == (1 if scanner.is_in_scalar else 2):
+                self._value_began(scanner)
+            case Scan.VALUE if depth == 1:
+                self._value_ended()
             case Scan.MORE if depth == 1 and scanner.is_in_key:
                 if not any(key.startswith(scanner.key) for key in CALL_KEYS):
                     self._is_text()
@@ -228,21 +297,44 @@ class ToolCallParser:
                 self._call_ended()
             case Scan.DONE:
                 if self._is_after_call and "".join(self._raw).strip() == "]":
-                    self._raw.clear()
+                    self._forget()
                 else:
                     self._is_text()
+
+    def _value_began(self, scanner: JsonScanner) -> None:
+        """A value directly in the call's object, of the latest key."""
+        self._value_start = self._num_raw - 1
+        if self._is_begun and self._key in ARGUMENTS_KEYS and not scanner.is_in_scalar and scanner.is_in_object:
+            self._fragment.append("{")
+            self._is_streaming = self._has_streamed = True
+
+    def _value_ended(self) -> None:
+        self._is_streaming = False
+        if self._key in ARGUMENTS_KEYS:
+            self._arguments_span = (self._value_start, self._num_raw)
+        elif self._key == "name" and not self._is_begun and self._num_raw <= _MAX_HEAD_CHARS:
+            name = self._names.get("".join(self._raw)[self._value_start :])
+            if name is not None and self._is_promised():
+                self._flush()
+                self._pieces.append(BegunCallPiece(name))
+                self._is_begun = True
 
     def _call_ended(self) -> None:
         held = "".join(self._raw)
         raw = held[held.index("{") :]
-        call = self._parse(raw)
+        call = read_call(raw, self._tools)
         if call is None:
             self._is_text()
             return
-        self._flush_text()
-        self._pieces.append(ToolCallPiece(call, raw))
+        written = held[slice(*self._arguments_span)] if self._arguments_span is not None else ""
+        if not self._has_streamed and not is_spelling_of(written, call.arguments):
+            written = json.dumps(call.arguments, ensure_ascii=False)
+        if self._is_begun and not self._has_streamed:
+            self._fragment.append(written)
+        self._flush()
+        self._pieces.append(ToolCallPiece(replace(call, arguments_json=written), raw))
         self._gap.clear()
-        self._raw.clear()
+        self._forget()
         self._open |= self._opened
         self._opened.clear()
         self._is_after_call = True
@@ -255,38 +347,6 @@ class ToolCallParser:
         self._give_up()
         self._scanner, self._is_call = scanner, False
 
-    def _parse(self, raw: str) -> ToolCall | None:
-        try:
-            return self._as_call(_loads(raw))
-        except (ValueError, RecursionError):
-            return None
-
-    def _as_call(self, value: dict[str, Any]) -> ToolCall | None:
-        """The value as a call to an offered tool. Raises ValueError or RecursionError for broken arguments."""
-        if not value.keys() <= set(CALL_KEYS) or value.get("type", "function") != "function":
-            return None
-        inner = value.get("function")
-        if isinstance(inner, dict):
-            if value.keys() - {"type", "function", "id"} or inner.keys() - {"name", "parameters", "arguments"}:
-                return None
-            value = inner
-        elif isinstance(inner, str) and "name" not in value:
-            value = {**value, "name": inner}
-        elif inner is not None:
-            return None
-        name = value.get("name")
-        tool = self._tools.get(name) if isinstance(name, str) else None
-        if tool is None or {"parameters", "arguments"} <= value.keys():
-            return None
-        if not {"parameters", "arguments"} & value.keys() and tool.parameters.get("required"):
-            return None
-        arguments = value.get("parameters", value.get("arguments"))
-        if isinstance(arguments, str):
-            arguments = _loads(arguments)
-        if arguments is None:
-            arguments = {}
-        return ToolCall(tool.name, arguments) if isinstance(arguments, dict) else None
-
 
 def parse_tool_calls(text: str, tools: Sequence[ToolSpec]) -> list[Piece]:
     """All pieces of a complete text, neighbouring texts joined."""
@@ -295,30 +355,14 @@ def parse_tool_calls(text: str, tools: Sequence[ToolSpec]) -> list[Piece]:
 
 
 def join_texts(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same pieces, neighbouring texts joined."""
+    """The same pieces, neighbouring texts joined, and neighbouring parts of arguments."""
     joined: list[Piece] = []
     for piece in pieces:
         last = joined[-1] if joined else None
         if isinstance(piece, TextPiece) and isinstance(last, TextPiece):
             joined[-1] = TextPiece(last.text + piece.text)
+        elif isinstance(piece, ArgumentsPiece) and isinstance(last, ArgumentsPiece):
+            joined[-1] = ArgumentsPiece(last.text + piece.text)
         else:
             joined.append(piece)
     return joined
-
-
-def _loads(text: str) -> Any:
-    r"""Parse JSON. Numbers must be finite; half a surrogate pair, from a `\ud800`-style escape, becomes U+FFFD."""
-    value = json.loads(text, strict=False, parse_float=_finite, parse_constant=_finite)
-    spelled = json.dumps(value, ensure_ascii=False)
-    try:
-        spelled.encode()
-    except UnicodeEncodeError:
-        return json.loads(spelled.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-    return value
-
-
-def _finite(number: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number} is not a finite number")
-    return value

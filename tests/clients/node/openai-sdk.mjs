@@ -28,6 +28,15 @@ for await (const chunk of stream) {
 }
 report.helper = await chat.stream({ model, messages: say("Say hello") }).finalContent();
 report.tools = (await chat.create({ model, messages: say("Weather?"), tools: [tool], tool_choice: "required" })).choices[0];
+const callStream = await chat.create({ model, messages: say("Weather?"), tools: [tool], stream: true });
+report.callDeltas = [];
+for await (const chunk of callStream) {
+  report.callDeltas.push(...(chunk.choices[0].delta.tool_calls ?? []));
+}
+const streamed = chat.stream({ model, messages: say("Weather?"), tools: [tool] });
+report.argumentDeltas = [];
+streamed.on("tool_calls.function.arguments.delta", ({ arguments_delta }) => report.argumentDeltas.push(arguments_delta));
+report.streamedCall = (await streamed.finalChatCompletion()).choices[0];
 report.runTools = await chat.runTools({ model, messages: say("Weather in Lima?"), tools: [tool] }).finalContent();
 report.runToolsStreaming = await chat
   .runTools({ model, messages: say("Weather in Lima?"), tools: [tool], stream: true })
