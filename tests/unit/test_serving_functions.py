@@ -13,7 +13,7 @@ from tampu.core.errors import InvalidRequestError
 from tampu.core.output import FinishReason, Usage
 from tampu.core.sampling_params import SamplingParams
 from tampu.serving.answers import Answer, fold
-from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta
+from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta, whole_call
 from tampu.serving.function_rounds import MAX_ROUNDS, FunctionRounds
 from tampu.serving.requests import FunctionSpec, GenerateRequest, ToolChoice
 
@@ -51,9 +51,8 @@ class FakeGenerator:
         return await fold(self.stream(request))
 
 
-def call(name: str, index: int = 0, **arguments: Any) -> ToolCallDelta:
-    made = ToolCall(name, arguments, f"id-{index}")
-    return ToolCallDelta(index, made.call_id, name, json.dumps(arguments), made)
+def call(name: str, index: int = 0, **arguments: Any) -> tuple[ToolCallDelta, ToolCallDelta]:
+    return whole_call(ToolCall(name, arguments, f"id-{index}"), index)
 
 
 def finished(reason: FinishReason) -> Finished:
@@ -73,13 +72,13 @@ def request(**changes: Any) -> GenerateRequest:
 def once_then_text(seen: GenerateRequest) -> list[Event]:
     if seen.messages and seen.messages[-1].role == "tool":
         return [TextDelta("It is "), TextDelta(seen.messages[-1].content), finished(FinishReason.STOP)]
-    return [TextDelta("Let me add. "), call("add", a=2, b=3), finished(FinishReason.TOOL_CALLS)]
+    return [TextDelta("Let me "), TextDelta("add."), *call("add", a=2, b=3), finished(FinishReason.TOOL_CALLS)]
 
 
 async def test_a_call_runs_and_its_result_goes_back() -> None:
     generator, sandbox = FakeGenerator(once_then_text), FakeSandbox()
     (answer,) = await FunctionRounds(generator, sandbox).complete(request())
-    assert answer.text == "It is 5"
+    assert answer.text == "Let me add.\n\nIt is 5"
     assert answer.finish_reason is FinishReason.STOP
     assert answer.usage == Usage(20, 10, 4)
     assert [(made.name, result) for made, result in answer.functions_run] == [("add", "5")]
@@ -89,15 +88,49 @@ async def test_a_call_runs_and_its_result_goes_back() -> None:
     assert first.functions == ()
     assert second.messages is not None
     assert [message.role for message in second.messages] == ["user", "assistant", "tool"]
+    assert second.messages[1].content == "Let me add."
     assert second.messages[1].tool_calls[0].arguments == {"a": 2, "b": 3}
     assert second.messages[2] == Message("tool", "5", name="add", tool_call_id="id-0")
+
+
+async def test_text_is_passed_on_before_the_round_is_over() -> None:
+    order: list[str] = []
+
+    class Watched(FakeGenerator):
+        async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+            async for event in super().stream(request):
+                order.append(f"made {type(event).__name__}")
+                yield event
+
+    rounds = FunctionRounds(Watched(once_then_text), FakeSandbox())
+    async for event in rounds.stream(request()):
+        order += [event.text if isinstance(event, TextDelta) else type(event).__name__]
+    made = "made TextDelta"
+    assert order == [
+        *(made, "Let me ", made, "add.", "made ToolCallDelta", "made ToolCallDelta", "made Finished"),
+        *(made, "\n\n", "It is ", made, "5", "made Finished", "Finished"),
+    ]
+
+
+async def test_a_call_that_was_never_finished_is_text() -> None:
+    generator = FakeGenerator(
+        lambda seen: [
+            ToolCallDelta(0, "id-0", "add"),
+            ToolCallDelta(0, arguments_json='{"a'),
+            ToolCallDelta(0, unfinished='{"name": "add", "parameters": {"a'),
+            finished(FinishReason.LENGTH),
+        ]
+    )
+    (answer,) = await FunctionRounds(generator, FakeSandbox()).complete(request())
+    assert (answer.text, answer.tool_calls) == ('{"name": "add", "parameters": {"a', ())
+    assert answer.finish_reason is FinishReason.LENGTH
 
 
 async def test_it_stops_calling_after_five_rounds() -> None:
     def insist(seen: GenerateRequest) -> list[Event]:
         if seen.tool_choice.mode == "none":
             return [TextDelta("enough"), finished(FinishReason.STOP)]
-        return [call("add", a=1, b=1), finished(FinishReason.TOOL_CALLS)]
+        return [*call("add", a=1, b=1), finished(FinishReason.TOOL_CALLS)]
 
     generator, sandbox = FakeGenerator(insist), FakeSandbox()
     (answer,) = await FunctionRounds(generator, sandbox).complete(request())
@@ -114,7 +147,7 @@ async def test_a_demanded_call_is_demanded_once() -> None:
 
 async def test_the_clients_own_tools_are_returned_not_run() -> None:
     def mixed(seen: GenerateRequest) -> list[Event]:
-        return [call("add", a=1, b=2), call("ask", 1, q="?"), finished(FinishReason.TOOL_CALLS)]
+        return [*call("add", a=1, b=2), *call("ask", 1, q="?"), finished(FinishReason.TOOL_CALLS)]
 
     sandbox = FakeSandbox()
     (answer,) = await FunctionRounds(FakeGenerator(mixed), sandbox).complete(request(tools=(CLIENT_TOOL,)))

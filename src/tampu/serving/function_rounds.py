@@ -1,12 +1,12 @@
 """Embedded functions: the model calls, the sandbox runs, the result goes back, until there is a final text.
 
-A round's text is held back until it is known that the round called nothing: only the final text is the answer. Tools
-of the client are never run here: a round that calls one ends the generation with that call.
+What the model says is the answer, in every round, and it is passed on as it comes: what can still become a call is held
+back by the parser below, and calls are no text. Between the texts of two rounds stands an empty line. Tools of the
+client are never run here: a round that calls one ends the generation with that call.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -16,12 +16,13 @@ from tampu.core.chat import Message, ToolCall, ToolSpec
 from tampu.core.errors import InvalidRequestError
 from tampu.core.output import FinishReason, Usage
 from tampu.serving.answers import Answer, fold
-from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta
+from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta, whole_call
 from tampu.serving.requests import GenerateRequest, ToolChoice
 
 MAX_ROUNDS = 5
 MAX_FUNCTIONS = 64
 MAX_CODE_CHARS = 64_000
+_BETWEEN_ROUNDS = "\n\n"
 
 
 class FunctionSandbox(Protocol):
@@ -52,13 +53,24 @@ class PlainGenerator(Protocol):
 class _Round:
     """What one round brought."""
 
-    texts: list[TextDelta] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     finished: Finished | None = None
 
-    @property
-    def text(self) -> str:
-        return "".join(delta.text for delta in self.texts)
+    def take(self, event: Event) -> Event | None:
+        """Note an event; what of it is to be passed on at once."""
+        match event:
+            case TextDelta():
+                self.texts.append(event.text)
+                return event
+            case ToolCallDelta(call=ToolCall() as call):
+                self.calls.append(call)
+            case ToolCallDelta(unfinished=text) if text:  # no call, so it is text
+                self.texts.append(text)
+                return TextDelta(text)
+            case Finished():
+                self.finished = event
+        return None
 
 
 class FunctionRounds:
@@ -89,6 +101,7 @@ class FunctionRounds:
         history = request.messages or (Message("user", request.prompt or ""),)
         functions_run: list[tuple[ToolCall, str]] = []
         usage = Usage()
+        has_spoken = False
         for number in range(MAX_ROUNDS + 1):
             is_last = number == MAX_ROUNDS
             choice = request.tool_choice if number == 0 else _choice_after_results(request.tool_choice)
@@ -100,8 +113,16 @@ class FunctionRounds:
                 tools=tools,
                 tool_choice=ToolChoice("none") if is_last else choice,
             )
+            done = _Round()
             async with aclosing(self._generator.stream(current)) as events:
-                done = await _collect(events)
+                async for event in events:
+                    passed_on = done.take(event)
+                    if passed_on is None:
+                        continue
+                    if has_spoken and len(done.texts) == 1:
+                        yield TextDelta(_BETWEEN_ROUNDS)
+                    yield passed_on
+            has_spoken = has_spoken or bool(done.texts)
             assert done.finished is not None, "a stream ends with Finished"
             usage += done.finished.usage
             for_client = [call for call in done.calls if call.name not in code_by_name]
@@ -115,7 +136,7 @@ class FunctionRounds:
                     yield event
                 return
             turns = (Message("tool", result, name=call.name, tool_call_id=call.call_id) for call, result in results)
-            history = (*history, Message("assistant", done.text, tuple(mine)), *turns)
+            history = (*history, Message("assistant", "".join(done.texts), tuple(mine)), *turns)
 
     def _offered_tools(self, request: GenerateRequest) -> tuple[ToolSpec, ...]:
         """The client's tools and the functions as tools.
@@ -147,28 +168,12 @@ def _choice_after_results(choice: ToolChoice) -> ToolChoice:
     return choice if choice.mode == "none" else ToolChoice()
 
 
-async def _collect(events: AsyncGenerator[Event, None]) -> _Round:
-    done = _Round()
-    async for event in events:
-        match event:
-            case TextDelta():
-                done.texts.append(event)
-            case ToolCallDelta(call=ToolCall() as call):
-                done.calls.append(call)
-            case Finished():
-                done.finished = event
-    return done
-
-
 def _last_events(
     done: _Round, for_client: list[ToolCall], usage: Usage, functions_run: tuple[tuple[ToolCall, str], ...]
 ) -> list[Event]:
     """The events of the round that ends the generation."""
     assert done.finished is not None
-    events: list[Event] = list(done.texts)
-    for index, call in enumerate(for_client):
-        arguments = json.dumps(call.arguments, ensure_ascii=False)
-        events.append(ToolCallDelta(index, call.call_id, call.name, arguments, call))
+    events: list[Event] = [delta for index, call in enumerate(for_client) for delta in whole_call(call, index)]
     reason = done.finished.finish_reason
     if reason is FinishReason.TOOL_CALLS and not for_client:
         reason = FinishReason.STOP
