@@ -45,6 +45,13 @@ async def test_calls_come_flat_with_parsed_arguments(server: Server, client: htt
     assert "clock" in prompt_text(server.requests[0])
 
 
+async def test_an_integer_beyond_64_bits_is_a_number_like_any_other(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: '<tool_call>\n{"name": "f", "arguments": {"x": 123456789012345678901234567890}}'
+    tool = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"x": {"type": "number"}}}}
+    result = (await ask(client, tools=[tool])).json()["result"]
+    assert result["tool_calls"] == [{"name": "f", "arguments": {"x": 123456789012345678901234567890.0}}]
+
+
 async def test_without_a_call_the_list_is_there_and_empty(server: Server, client: httpx.AsyncClient) -> None:
     result = (await ask(client, tools=[FLAT])).json()["result"]
     assert (result["response"], result["tool_calls"], result["finish_reason"]) == ("Hello, world", [], "stop")

@@ -24,7 +24,7 @@ def read_call(raw: str, tools: Mapping[str, ToolSpec]) -> ToolCall | None:
 def is_spelling_of(text: str, arguments: dict[str, Any]) -> bool:
     """True when `text` is JSON in the strict sense and says exactly these arguments."""
     try:
-        return bool(json.loads(text, parse_constant=_finite) == arguments)
+        return bool(json.loads(text, parse_int=_integer, parse_constant=_finite) == arguments)
     except (ValueError, RecursionError):
         return False
 
@@ -58,13 +58,22 @@ def _as_call(value: dict[str, Any], tools: Mapping[str, ToolSpec]) -> ToolCall |
 
 def _loads(text: str) -> Any:
     r"""Parse JSON. Numbers must be finite; half a surrogate pair, from a `\ud800`-style escape, becomes U+FFFD."""
-    value = json.loads(text, strict=False, parse_float=_finite, parse_constant=_finite)
+    value = json.loads(text, strict=False, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
     spelled = json.dumps(value, ensure_ascii=False)
     try:
         spelled.encode()
     except UnicodeEncodeError:
         return json.loads(spelled.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return value
+
+
+def _integer(number: str) -> int | float:
+    """Beyond 64 bits no reader keeps the digits, and our own writer would fail."""
+    if len(number) <= 20:  # of 2**63 and its sign
+        value = int(number)
+        if -(2**63) <= value < 2**63:
+            return value
+    return _finite(number)
 
 
 def _finite(number: str) -> float:
