@@ -11,9 +11,8 @@ from tampu.api.openai_parameters import (
     COMPLETION_PARAMETERS,
     EMBEDDING_PARAMETERS,
     RESPONSES_PARAMETERS,
-    Parameter,
-    parameter_table,
 )
+from tampu.api.parameter_tables import Parameter, parameter_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "openai.md"
 

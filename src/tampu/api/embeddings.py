@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tampu.api.context import AppContext
-from tampu.api.openai_parameters import EMBEDDING_PARAMETERS, read_parameters, required
+from tampu.api.openai_parameters import EMBEDDING_PARAMETERS
+from tampu.api.parameter_tables import read_parameters, required
 from tampu.core.errors import InvalidRequestError
 from tampu.serving.embedder import EMBEDDING_FAMILY, EmbeddingCard, Embeddings, TextEmbedder
 

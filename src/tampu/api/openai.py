@@ -23,10 +23,10 @@ from tampu.api.native_run import within
 from tampu.api.openai_answer import AnswerIds, ChatFrames, CompletionFrames, chat_body, completion_body
 from tampu.api.openai_chat import Caller, GenerationCall, parse_chat, parse_completion
 from tampu.api.openai_docs import route_docs
-from tampu.api.openai_parameters import ignored_header
 from tampu.api.openai_responses import parse_responses
 from tampu.api.openai_responses_stream import ResponseWriter, response_body, response_stream
 from tampu.api.openai_stream import broken_stream_frame, chat_stream, completion_stream, merged
+from tampu.api.parameter_tables import ignored_header
 from tampu.api.replies import EventStream, json_reply, unless_disconnected, with_first
 from tampu.api.run_schema import INPUT_SCHEMA
 from tampu.core.errors import InvalidRequestError, UnknownModelError

@@ -8,8 +8,9 @@ from typing import Any
 
 from tampu.api.config import ServerConfig
 from tampu.api.conversation import parse_messages
-from tampu.api.openai_parameters import CHAT_PARAMETERS, COMPLETION_PARAMETERS, read_parameters, required
+from tampu.api.openai_parameters import CHAT_PARAMETERS, COMPLETION_PARAMETERS
 from tampu.api.openai_tools import read_tools
+from tampu.api.parameter_tables import read_parameters, required
 from tampu.api.wire_options import parse_response_format, parse_stop
 from tampu.core.chat import ToolSpec
 from tampu.core.errors import InvalidRequestError

@@ -9,8 +9,8 @@ from tampu.api.openai_parameters import (
     COMPLETION_PARAMETERS,
     EMBEDDING_PARAMETERS,
     RESPONSES_PARAMETERS,
-    request_schema,
 )
+from tampu.api.parameter_tables import request_schema
 from tampu.api.run_docs import V4_ERROR_SCHEMA, error_responses
 
 _INTEGER = {"type": "integer"}

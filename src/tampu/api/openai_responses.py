@@ -10,8 +10,9 @@ from typing import Any
 from tampu.api.config import ServerConfig
 from tampu.api.conversation import content_text, parse_messages
 from tampu.api.openai_chat import Caller, sampling_of
-from tampu.api.openai_parameters import RESPONSES_PARAMETERS, read_parameters, required
+from tampu.api.openai_parameters import RESPONSES_PARAMETERS
 from tampu.api.openai_tools import read_tools
+from tampu.api.parameter_tables import read_parameters, required
 from tampu.api.wire_options import parse_response_format
 from tampu.core.errors import InvalidRequestError
 from tampu.serving.requests import GenerateRequest

@@ -18,7 +18,8 @@ from tampu.core.request import TokenMask
 from tampu.text.closing import CallBudget, CallSize, ClosingTokens, call_size
 from tampu.text.detokenizer import Detokenizer
 from tampu.text.grammar import Grammar, GrammarCompiler, GrammarMatching, checked, dumped, normalized, styled
-from tampu.text.json_schema import NormalizedSchemas, Schema, refuse
+from tampu.text.json_schema import NormalizedSchemas, Schema
+from tampu.text.schema_costs import refuse
 from tampu.text.tool_calls import ToolCallParser, ToolCallPiece
 
 MAX_PARALLEL_CALLS = 16

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from tampu.core.request import TokenConstraint, TokenMask
-from tampu.text.json_schema import NormalizedSchemas, Schema, SchemaLimits, refuse
+from tampu.text.json_schema import NormalizedSchemas, Schema
+from tampu.text.schema_costs import SchemaLimits, refuse
 from tampu.text.schema_shape import closed, without_endless
 from tampu.text.tokenizer import Tokenizer
 

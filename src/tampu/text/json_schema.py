@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
-from tampu.core.errors import UnsupportedSchemaError
 from tampu.text.patterns import PatternError, anchored_pattern
+from tampu.text.schema_costs import SchemaCosts, SchemaLimits, refuse
 from tampu.text.string_formats import FORMAT_PATTERNS, FORMATS, UNENFORCED_FORMATS
 
 Schema = dict[str, Any] | bool
@@ -31,22 +29,6 @@ _IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref")
 _INTEGER_LIMIT = 2**53 - 1  # beyond it, readers in JavaScript lose digits
 _NUMBER_LIMIT = 1e15
 _MAX_COUNT = 2**31 - 1
-# Without \u escapes (see grammar.JSON_STYLE) these cannot be written; halves of surrogate pairs never can.
-_UNWRITABLE = re.compile("[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaLimits:
-    """How large a schema may be. All counts are over one request's schemas together."""
-
-    max_bytes: int = 512 << 10  # as JSON text
-    max_depth: int = 64  # schemas within schemas, and values within enum and const
-    max_nodes: int = 2_000  # schemas
-    max_enum_values: int = 5_000
-    max_pattern_chars: int = 20_000
-    max_properties: int = 300  # in one object
-    max_pattern_properties: int = 16  # in one object
-    max_string_chars: int = 10_000  # of one name or one string in enum and const
 
 
 class NormalizedSchemas:
@@ -55,8 +37,7 @@ class NormalizedSchemas:
     def __init__(self, limits: SchemaLimits | None = None) -> None:
         self.definitions: dict[str, Schema] = {}
         self.paths: list[tuple[str, Schema]] = []  # where each schema stood, inner ones first
-        self.limits = limits or SchemaLimits()
-        self._num_nodes = self._num_enum_values = self._num_pattern_chars = self._num_bytes = 0
+        self.costs = SchemaCosts(limits or SchemaLimits())
 
     def add(self, schema: Any, *, path: str = "") -> Schema:
         """The schema in our dialect; what it refers to is put into `definitions`.
@@ -64,49 +45,17 @@ class NormalizedSchemas:
         `path` is where the schema stands in the request, for errors. Raises UnsupportedSchemaError.
         """
         try:
-            self._num_bytes += len(json.dumps(schema, allow_nan=False))
+            num_bytes = len(json.dumps(schema, allow_nan=False))
         except RecursionError:
             refuse("", path, "the schema is nested too deeply")
         except (TypeError, ValueError) as error:
             refuse("", path, f"the schema is not JSON: {error}")
-        if self._num_bytes > self.limits.max_bytes:
-            refuse("", path, f"the schema is larger than {self.limits.max_bytes} bytes")
+        self.costs.count_bytes(num_bytes, path)
         reader = _Reader(self, schema, path)
         root = reader.node(schema, path)
         reader.read_references()
         self._refuse_loops(path)
         return root
-
-    def count(self, keyword: str, path: str, *, nodes: int = 0, enum_values: int = 0, pattern_chars: int = 0) -> None:
-        """Count towards the limits. Raises UnsupportedSchemaError when one is passed."""
-        self._num_nodes += nodes
-        self._num_enum_values += enum_values
-        self._num_pattern_chars += pattern_chars
-        limits = self.limits
-        for number, limit, what in (
-            (self._num_nodes, limits.max_nodes, "schemas"),
-            (self._num_enum_values, limits.max_enum_values, "enum values"),
-            (self._num_pattern_chars, limits.max_pattern_chars, "characters of patterns"),
-        ):
-            if number > limit:
-                refuse(keyword, path, f"there are more than {limit} {what}")
-
-    def check_value(self, value: Any, keyword: str, path: str) -> None:
-        """A value of enum or const, or a name: bounded, and of characters that can be written."""
-        pending = [(value, 0)]
-        while pending:
-            item, depth = pending.pop()
-            if depth > self.limits.max_depth:
-                refuse(keyword, path, f"a value is nested more than {self.limits.max_depth} deep")
-            if isinstance(item, dict):
-                pending += [(part, depth + 1) for pair in item.items() for part in pair]
-            elif isinstance(item, list):
-                pending += [(part, depth + 1) for part in item]
-            elif isinstance(item, str):
-                if len(item) > self.limits.max_string_chars:
-                    refuse(keyword, path, f"a string is longer than {self.limits.max_string_chars} characters")
-                if found := _UNWRITABLE.search(item):
-                    refuse(keyword, path, f"the character {found.group()!r} in a string cannot be written")
 
     def _refuse_loops(self, path: str) -> None:
         """Refuse references that come back to themselves without entering a value."""
@@ -141,19 +90,12 @@ def _in_place_references(schema: Schema) -> list[str]:
     return found
 
 
-def refuse(keyword: str, path: str, reason: str) -> NoReturn:
-    """Raise UnsupportedSchemaError for a keyword at a path (a JSON pointer; "" is the root)."""
-    subject = f"keyword {keyword!r}" if keyword else "the schema"
-    path = path or "/"
-    shown = path if len(path) <= 200 else f"{path[:200]}…"
-    raise UnsupportedSchemaError(keyword=keyword, path=path, message=f"{subject} at {shown}: {reason}")
-
-
 class _Reader:
     """Translates one schema document."""
 
     def __init__(self, owner: NormalizedSchemas, document: Any, path: str) -> None:
         self._owner = owner
+        self._costs = owner.costs
         self._document = document
         self._path = path
         self._depth = 0
@@ -169,10 +111,10 @@ class _Reader:
 
     def node(self, schema: Any, path: str) -> Schema:
         """One schema in our dialect."""
-        self._owner.count("", path, nodes=1)
+        self._costs.count("", path, nodes=1)
         self._depth += 1
-        if self._depth > self._owner.limits.max_depth:
-            refuse("", path, f"schemas are nested more than {self._owner.limits.max_depth} deep")
+        if self._depth > self._costs.limits.max_depth:
+            refuse("", path, f"schemas are nested more than {self._costs.limits.max_depth} deep")
         if not isinstance(schema, dict | bool):
             refuse("", path, "a schema is an object, true or false")
         result = schema if isinstance(schema, bool) else self._object_node(schema, path)
@@ -249,9 +191,9 @@ class _Reader:
         if keyword == "enum" and not (isinstance(value, list) and value):
             refuse(keyword, path, "must be a list that is not empty")
         allowed = value if keyword == "enum" else [value]
-        self._owner.count(keyword, path, enum_values=len(allowed))
+        self._costs.count(keyword, path, enum_values=len(allowed))
         for item in allowed:
-            self._owner.check_value(item, keyword, path)
+            self._costs.check_value(item, keyword, path)
         out[keyword] = value
 
     def count(self, schema: Any, keyword: str, value: Any, path: str, out: dict[str, Any]) -> None:
@@ -299,7 +241,7 @@ class _Reader:
     def _translated(self, pattern: Any, keyword: str, path: str) -> str:
         if not isinstance(pattern, str):
             refuse(keyword, path, "must be a string")
-        self._owner.count(keyword, path, pattern_chars=len(pattern))
+        self._costs.count(keyword, path, pattern_chars=len(pattern))
         try:
             return anchored_pattern(pattern)
         except PatternError as error:
@@ -322,7 +264,7 @@ class _Reader:
         """properties and patternProperties."""
         if not isinstance(value, dict):
             refuse(keyword, path, "must be an object")
-        limits = self._owner.limits
+        limits = self._costs.limits
         most = limits.max_properties if keyword == "properties" else limits.max_pattern_properties
         if len(value) > most:
             refuse(keyword, path, f"there are more than {most}")
@@ -331,7 +273,7 @@ class _Reader:
             key = name
             if keyword == "patternProperties":
                 key = self._translated(name, keyword, path)
-            self._owner.check_value(name, keyword, path)
+            self._costs.check_value(name, keyword, path)
             translated[key] = self.node(inner, f"{path}/{keyword}/{_pointer_part(name)}")
         out[keyword] = translated
 
@@ -340,7 +282,7 @@ class _Reader:
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             refuse(keyword, path, "must be a list of names")
         for name in value:
-            self._owner.check_value(name, keyword, path)
+            self._costs.check_value(name, keyword, path)
         out[keyword] = list(dict.fromkeys(value))
 
     def items(self, schema: Any, keyword: str, value: Any, path: str, out: dict[str, Any]) -> None:
