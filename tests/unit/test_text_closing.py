@@ -153,7 +153,7 @@ def test_an_automatic_call_that_is_promised_is_complete_within_max_tokens(
         assert not constraint.promises_call(number)
         constraint.accept(byte)
     is_promised = constraint.promises_call(len(begun))
-    assert is_promised or spare < 60
+    assert is_promised or spare < 60 or calls.size.jump_tokens > 30
     rng = random.Random(seed)
     written_text = bytearray(begun)
     ends_at = None

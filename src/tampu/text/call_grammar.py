@@ -186,7 +186,10 @@ class CallsConstraint:
         self._matching = calls.new_matching()
         self._budget: CallBudget | None = None
         # A later call is begun only where there is room for two. `max_tokens` need not hold the end's own token.
-        self._is_promised = calls.size is not None and 0 < calls.size.least_tokens <= max_tokens + 1
+        size = calls.size
+        self._is_promised = (
+            size is not None and 0 < size.least_tokens <= max_tokens + 1 and size.leaves_room(max_tokens)
+        )
         if calls.size is not None:
             tokens = ClosingTokens.of(calls.compiler)
             self._budget = CallBudget(tokens, self._matching, max_tokens=max_tokens, size=calls.size)
@@ -373,7 +376,8 @@ class AutoCallConstraint:
         budget = CallBudget(tokens, matching, max_tokens=left, size=size, read=read + rest)
         if budget.has_room():
             self._budget = budget
-            self._promised_from.append(self._num_tokens)
+            if size.leaves_room(left):
+                self._promised_from.append(self._num_tokens)
         return True
 
     def _end(self) -> None:
@@ -384,4 +388,5 @@ class AutoCallConstraint:
             if self._budget.has_narrowed:  # nothing that is worth reading fits after it
                 self._has_ended = self._has_cut_short = True
             self._budget = None
-            self._promised_to.append(self._num_tokens)
+            if len(self._promised_to) < len(self._promised_from):
+                self._promised_to.append(self._num_tokens)

@@ -137,6 +137,10 @@ class CallSize:
     jump_tokens: int  # by how many tokens a single one may lengthen the way to the end, about
     name_jump_tokens: int = 0  # the same for the token that decides which tool is called
 
+    def leaves_room(self, max_tokens: int) -> bool:
+        """True when no jump takes so much of the budget that CallBudget would count with less than it may be."""
+        return self.jump_tokens <= max_tokens // 2
+
 
 class CallBudget:
     """Follows the tokens of one request, or of one call in it, and narrows its masks when the budget runs out.
