@@ -1,7 +1,7 @@
 """Prefill and decode tok/s of this engine without HTTP: scheduler and runner in one loop, as its thread runs them.
 
 Prefill: time of the steps that compute one prompt of `--prompt` tokens (and sample once). Decode: tokens sampled per
-second while N streams, each behind a 64-token prompt, are all decoding. The median of `--repetitions` runs.
+second while N streams, each behind a `--context` prompt, are all decoding. The median of `--repetitions` runs.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ def prompt_ids(num_tokens: int, vocab_size: int, salt: int) -> tuple[int, ...]:
     return tuple(int(uniform(salt, i) * (vocab_size - 1000)) for i in range(num_tokens))
 
 
+def prefill_steps(streams: int, num_prompt_tokens: int, max_num_batched_tokens: int) -> int:
+    """Enough steps to compute all prompts beside the tokens of those that decode already."""
+    return -(-streams * num_prompt_tokens // (max_num_batched_tokens - streams)) + streams
+
+
 class Loop:
     """The engine's loop without its thread."""
 
     def __init__(self, runner: CpuRunner, config: EngineConfig, max_model_len: int, vocab_size: int) -> None:
         self.runner = runner
         self.scheduler = Scheduler(config, runner.num_blocks(), max_model_len)
+        self.max_num_batched_tokens = config.max_num_batched_tokens
         self.vocab_size = vocab_size
         self.num_requests = 0
         self.runner_s = 0.0
@@ -63,16 +69,23 @@ class Loop:
         return num_tokens / (time.perf_counter() - started)
 
     def decode(self, streams: int, num_prompt_tokens: int, generate: int) -> float:
-        """tok/s of all streams together, prefill not counted."""
+        """tok/s of all streams together while every one of them is decoding."""
+        # The first stream must not end before the last begins.
+        max_tokens = generate + prefill_steps(streams, num_prompt_tokens, self.max_num_batched_tokens)
         for _ in range(streams):
-            self.add(num_prompt_tokens, generate)
-        sampled = 0
-        while sampled < streams:
-            sampled += self.step()
-        started, done = time.perf_counter(), 0
+            self.add(num_prompt_tokens, max_tokens)
+        while self.step() < streams:
+            pass
+        started, done, sampled = time.perf_counter(), 0, streams
+        while sampled == streams and done < generate * streams:
+            sampled = self.step()
+            done += sampled
+        seconds = time.perf_counter() - started
+        for request_id in range(self.num_requests - streams + 1, self.num_requests + 1):
+            self.scheduler.abort(str(request_id))
         while self.scheduler.has_work:
-            done += self.step()
-        return done / (time.perf_counter() - started)
+            self.step()
+        return done / seconds
 
 
 def main() -> None:
@@ -94,8 +107,9 @@ def main() -> None:
         raise SystemExit("the bundled model is not installed: run make serve once")
     streams = [int(n) for n in args.streams.split(",")]
     checkpoint = open_checkpoint(path)
-    longest = max(args.prompt, args.context + args.generate) + 8
-    capacity = max(longest, max(*streams, 1) * (args.context + args.generate + 16))
+    most = max(*streams, 1)
+    longest = max(args.prompt, args.context + args.generate + prefill_steps(most, args.context, 512)) + 8
+    capacity = most * (longest + 16)
     kv_bytes_per_token = 4 * checkpoint.config.num_hidden_layers * checkpoint.config.num_key_value_heads
     kv_bytes_per_token *= checkpoint.config.head_dim
     config = EngineConfig(

@@ -133,7 +133,8 @@ void Attention::run(int unit_index, const KvCache& cache, int layer, const float
   gather(item, kv.type, qkv, qkv_stride, s);
   const auto attend = [&](int partition, const AttentionState& to) {
     const int begin = partition * kPartitionKeys, end = std::min(begin + kPartitionKeys, num_keys);
-    kernels_.attend_partition(q, rows, s.limits.data(), kv, item.run.block_table, begin, end, kernel_scratch, to);
+    kernels_.attend_partition(q, rows, s.limits.data(), kv, item.run.block_table, begin, end,
+                              partition + 1 < unit.partition_end ? num_keys : end, kernel_scratch, to);
   };
   if (item.num_units == 1) {
     const AttentionState state{s.state_values.data(), s.maxima.data(), s.sums.data()};

@@ -13,11 +13,55 @@ inline uint8_t* block_of(const KvHead& kv, const int32_t* block_table, int key) 
   return kv.base + static_cast<size_t>(block_table[key / kv.block_size]) * kv.block_stride;
 }
 
-// The value row of a key.
-template <class T>
-const T* values_of(const KvHead& kv, const int32_t* block_table, int key) {
-  return reinterpret_cast<const T*>(block_of(kv, block_table, key) + kv.values_offset) +
+// The value row of a key, halves.
+inline const uint16_t* f16_values_of(const KvHead& kv, const int32_t* block_table, int key) {
+  return reinterpret_cast<const uint16_t*>(block_of(kv, block_table, key) + kv.values_offset) +
          static_cast<size_t>(key % kv.block_size) * static_cast<size_t>(kv.padded_head_dim);
+}
+
+// Where the memory system is sent while keys, or values, of a partition are read: kAheadKeys further on, keys before
+// values before the keys of the next partition. What is read in between keeps it busy for longer than a miss takes.
+// The place is that of `key`'s sixteen, in keys or values alike: these have the same number of bytes, or nearly so.
+constexpr int kAheadKeys = 64;
+
+inline const uint8_t* keys_at(const KvHead& kv, const int32_t* block_table, int key) {
+  const int row = key % kv.block_size;
+  return block_of(kv, block_table, key) + (kv.type == KvType::Q8 ? 4 * row : 2 * row);
+}
+
+inline const uint8_t* values_at(const KvHead& kv, const int32_t* block_table, int key) {
+  const int row_bytes = kv.padded_head_dim * (kv.type == KvType::Q8 ? 1 : 2);
+  return block_of(kv, block_table, key) + kv.values_offset + (key % kv.block_size) * row_bytes;
+}
+
+inline const uint8_t* after_keys(const KvHead& kv, const int32_t* block_table, int key_begin, int num_keys, int i) {
+  const int next = i + kAheadKeys;
+  if (next < num_keys) return keys_at(kv, block_table, key_begin + next);
+  return values_at(kv, block_table, key_begin + (i < kAheadKeys ? i : next - num_keys) / 16 * 16);
+}
+
+inline const uint8_t* after_values(const KvHead& kv, const int32_t* block_table, int key_begin, int num_keys,
+                                   int next_end, int i) {
+  const int next = i + kAheadKeys;
+  if (next < num_keys) return values_at(kv, block_table, key_begin + next);
+  const int key = key_begin + num_keys + (next - num_keys) / 16 * 16;
+  if (key < next_end) return keys_at(kv, block_table, key);
+  return values_at(kv, block_table, key_begin + i);
+}
+
+// tile.template operator()<n>(first row) for all rows, in tiles of n rows.
+template <class Tile>
+void each_row_tile(int num_rows, const Tile& tile) {
+  int r = 0;
+  for (; r + kTileRows <= num_rows; r += kTileRows) tile.template operator()<kTileRows>(r);
+  switch (num_rows - r) {
+    case 1: tile.template operator()<1>(r); break;
+    case 2: tile.template operator()<2>(r); break;
+    case 3: tile.template operator()<3>(r); break;
+    case 4: tile.template operator()<4>(r); break;
+    case 5: tile.template operator()<5>(r); break;
+    default: break;
+  }
 }
 
 }  // namespace
@@ -51,12 +95,13 @@ void store_kv(const float* key, const float* value, const KvHead& kv, int32_t bl
 
 inline F32x16 load_lanes(const float* p) { return load(p); }
 inline F32x16 load_lanes(const uint16_t* p) { return load_f16(p); }
-inline F32x16 load_lanes(const int8_t* p) { return load_i8(p); }
 
 // c[r][16 v + lane] (+)= sum over k of a[r][k] * b[v][k * ldb + lane], k ascending in one chain per element, so the
 // tile an element falls in does not show in its bits.
-template <int kRows, int kVectors, class T>
-void multiply_tile(const float* a, int lda, const T* const* b, int ldb, float* c, int ldc, int depth, bool is_first) {
+// ahead[v]: bytes from b[v] to what is needed later; null: nothing is.
+template <int kRows, int kVectors, bool kHasAhead, class T>
+void multiply_tile(const float* a, int lda, const T* const* b, const ptrdiff_t* ahead, int ldb, float* c, int ldc,
+                   int depth, bool is_first) {
   // Without the pragmas GCC keeps `sums` in memory around the loop.
   F32x16 sums[kRows][kVectors];
 #pragma GCC unroll 8
@@ -66,7 +111,11 @@ void multiply_tile(const float* a, int lda, const T* const* b, int ldb, float* c
   for (int k = 0; k < depth; ++k) {
     F32x16 lanes[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) lanes[v] = load_lanes(b[v] + static_cast<ptrdiff_t>(k) * ldb);
+    for (int v = 0; v < kVectors; ++v) {
+      const T* at = b[v] + static_cast<ptrdiff_t>(k) * ldb;
+      lanes[v] = load_lanes(at);
+      if constexpr (kHasAhead) __builtin_prefetch(reinterpret_cast<const uint8_t*>(at) + ahead[v]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const F32x16 scalar = set1(a[r * lda + k]);
@@ -81,32 +130,27 @@ void multiply_tile(const float* a, int lda, const T* const* b, int ldb, float* c
 }
 
 template <int kVectors, class T>
-void multiply_columns(const float* a, int lda, const T* const* b, int ldb, float* c, int ldc, int depth, int num_rows,
-                      bool is_first) {
-  int r = 0;
-  for (; r + kTileRows <= num_rows; r += kTileRows)
-    multiply_tile<kTileRows, kVectors>(a + r * lda, lda, b, ldb, c + r * ldc, ldc, depth, is_first);
-  a += r * lda;
-  c += r * ldc;
-  switch (num_rows - r) {
-    case 1: multiply_tile<1, kVectors>(a, lda, b, ldb, c, ldc, depth, is_first); break;
-    case 2: multiply_tile<2, kVectors>(a, lda, b, ldb, c, ldc, depth, is_first); break;
-    case 3: multiply_tile<3, kVectors>(a, lda, b, ldb, c, ldc, depth, is_first); break;
-    case 4: multiply_tile<4, kVectors>(a, lda, b, ldb, c, ldc, depth, is_first); break;
-    case 5: multiply_tile<5, kVectors>(a, lda, b, ldb, c, ldc, depth, is_first); break;
-    default: break;
-  }
+void multiply_columns(const float* a, int lda, const T* const* b, const ptrdiff_t* ahead, int ldb, float* c, int ldc,
+                      int depth, int num_rows, bool is_first) {
+  each_row_tile(num_rows, [&]<int kRows>(int r) {
+    if (ahead != nullptr)
+      multiply_tile<kRows, kVectors, true>(a + r * lda, lda, b, ahead, ldb, c + r * ldc, ldc, depth, is_first);
+    else
+      multiply_tile<kRows, kVectors, false>(a + r * lda, lda, b, ahead, ldb, c + r * ldc, ldc, depth, is_first);
+  });
 }
 
 template <class T>
-void multiply(const float* a, int lda, const T* const* b, int ldb, float* c, int ldc, int depth, int num_rows,
-              int num_vectors, bool is_first) {
+void multiply(const float* a, int lda, const T* const* b, const ptrdiff_t* ahead, int ldb, float* c, int ldc, int depth,
+              int num_rows, int num_vectors, bool is_first) {
+  const auto ahead_of = [&](int v) { return ahead != nullptr ? ahead + v : nullptr; };
   int v = 0;
   for (; v + kTileVectors <= num_vectors; v += kTileVectors)
-    multiply_columns<kTileVectors>(a, lda, b + v, ldb, c + 16 * v, ldc, depth, num_rows, is_first);
+    multiply_columns<kTileVectors>(a, lda, b + v, ahead_of(v), ldb, c + 16 * v, ldc, depth, num_rows, is_first);
   for (; v + 2 <= num_vectors; v += 2)
-    multiply_columns<2>(a, lda, b + v, ldb, c + 16 * v, ldc, depth, num_rows, is_first);
-  if (v < num_vectors) multiply_columns<1>(a, lda, b + v, ldb, c + 16 * v, ldc, depth, num_rows, is_first);
+    multiply_columns<2>(a, lda, b + v, ahead_of(v), ldb, c + 16 * v, ldc, depth, num_rows, is_first);
+  if (v < num_vectors)
+    multiply_columns<1>(a, lda, b + v, ahead_of(v), ldb, c + 16 * v, ldc, depth, num_rows, is_first);
 }
 
 // With this many rows it pays to convert the halves to floats once instead of once per tile of rows.
@@ -123,7 +167,10 @@ void score_f16_keys(const float* q, int num_rows, const KvHead& kv, const int32_
     lanes[v] = reinterpret_cast<const uint16_t*>(block_of(kv, block_table, key)) + key % bs;
   }
   if (num_rows < kConvertRows) {
-    multiply(q, kv.padded_head_dim, lanes, bs, scratch.scores, kScoreStride, kv.head_dim, num_rows, num_vectors,
+    ptrdiff_t ahead[kPartitionKeys / 16];
+    for (int v = 0; v < num_vectors; ++v)
+      ahead[v] = after_keys(kv, block_table, key_begin, num_keys, 16 * v) - reinterpret_cast<const uint8_t*>(lanes[v]);
+    multiply(q, kv.padded_head_dim, lanes, ahead, bs, scratch.scores, kScoreStride, kv.head_dim, num_rows, num_vectors,
              true);
     return;
   }
@@ -144,8 +191,8 @@ void score_f16_keys(const float* q, int num_rows, const KvHead& kv, const int32_
       for (int d = 0; d < kv.head_dim; ++d, to += kConvertKeys)
         for (int u = 0; u < count; ++u) store(to + 16 * u, load_f16(lanes[v + u] + d * bs));
     }
-    multiply(q, kv.padded_head_dim, converted, kConvertKeys, scratch.scores + 16 * v, kScoreStride, kv.head_dim,
-             num_rows, count, true);
+    multiply(q, kv.padded_head_dim, converted, nullptr, kConvertKeys, scratch.scores + 16 * v, kScoreStride,
+             kv.head_dim, num_rows, count, true);
   }
 }
 
@@ -187,35 +234,39 @@ void weigh_row(float* scores, int num_visible, int num_vectors, float* maximum, 
   *sum = reduce_add(add(add(totals[0], totals[1]), add(totals[2], totals[3])));
 }
 
-template <class T>
-void add_values(int num_rows, const KvHead& kv, const int32_t* block_table, int key_begin, int num_keys,
-                const AttentionScratch& scratch, float* out) {
+void add_f16_values(int num_rows, const KvHead& kv, const int32_t* block_table, int key_begin, int num_keys,
+                    int next_end, const AttentionScratch& scratch, float* out) {
   const int padded = kv.padded_head_dim, num_vectors = padded / 16, bs = kv.block_size;
   const bool converts = num_rows >= kConvertRows;
   const int step = converts ? kConvertKeys : bs;
-  const T* lanes[kMaxVectors];
+  const uint16_t* lanes[kMaxVectors];
+  ptrdiff_t ahead[kMaxVectors];
   const float* converted[kMaxVectors];
   for (int v = 0; v < num_vectors; ++v) converted[v] = scratch.values + 16 * v;
   for (int j = 0; j < num_keys; j += step) {
     const int count = num_keys - j < step ? num_keys - j : step;
     const float* weights = scratch.scores + j;
     if (!converts) {
-      const T* rows = values_of<T>(kv, block_table, key_begin + j);
-      for (int v = 0; v < num_vectors; ++v) lanes[v] = rows + 16 * v;
-      multiply(weights, kScoreStride, lanes, padded, out, padded, count, num_rows, num_vectors, j == 0);
+      const uint16_t* rows = f16_values_of(kv, block_table, key_begin + j);
+      const uint8_t* later = after_values(kv, block_table, key_begin, num_keys, next_end, j);
+      for (int v = 0; v < num_vectors; ++v) {
+        lanes[v] = rows + 16 * v;
+        ahead[v] = later - reinterpret_cast<const uint8_t*>(rows);
+      }
+      multiply(weights, kScoreStride, lanes, ahead, padded, out, padded, count, num_rows, num_vectors, j == 0);
       continue;
     }
     for (int i = 0; i < count; ++i) {
-      const T* from = values_of<T>(kv, block_table, key_begin + j + i);
-      for (int v = 0; v < num_vectors; ++v) store(scratch.values + i * padded + 16 * v, load_lanes(from + 16 * v));
+      const uint16_t* from = f16_values_of(kv, block_table, key_begin + j + i);
+      for (int v = 0; v < num_vectors; ++v) store(scratch.values + i * padded + 16 * v, load_f16(from + 16 * v));
     }
-    multiply(weights, kScoreStride, converted, padded, out, padded, count, num_rows, num_vectors, j == 0);
+    multiply(weights, kScoreStride, converted, nullptr, padded, out, padded, count, num_rows, num_vectors, j == 0);
   }
 }
 
 void attend_partition(const QueryRows& q, int num_rows, const int32_t* limits, const KvHead& kv,
-                      const int32_t* block_table, int key_begin, int key_end, const AttentionScratch& scratch,
-                      const AttentionState& out) {
+                      const int32_t* block_table, int key_begin, int key_end, int next_end,
+                      const AttentionScratch& scratch, const AttentionState& out) {
   const int num_keys = key_end - key_begin, num_vectors = (num_keys + 15) / 16;
   const bool is_q8 = kv.type == KvType::Q8;
   if (is_q8)
@@ -234,12 +285,10 @@ void attend_partition(const QueryRows& q, int num_rows, const int32_t* limits, c
       out.sum[r] = 0.0f;
     }
   }
-  if (is_q8) {
-    scale_weights(num_rows, kv, block_table, key_begin, num_vectors, scratch.scores);
-    add_values<int8_t>(num_rows, kv, block_table, key_begin, num_keys, scratch, out.values);
-  } else {
-    add_values<uint16_t>(num_rows, kv, block_table, key_begin, num_keys, scratch, out.values);
-  }
+  if (is_q8)
+    add_q8_values(num_rows, kv, block_table, key_begin, num_keys, next_end, scratch, out.values);
+  else
+    add_f16_values(num_rows, kv, block_table, key_begin, num_keys, next_end, scratch, out.values);
 }
 
 void merge_partition(const AttentionState& state, const AttentionState& part, int num_rows, int padded_head_dim) {

@@ -22,7 +22,8 @@ enum class KvType { F16, Q8 };
 // K and V of one layer and one KV head, paged. A block holds K, then V, then (Q8) scales:
 //   F16  K transposed, [head_dim][block_size], and V, [block_size][padded_head_dim], halves.
 //   Q8   K rotated (see attention_q8_body.h) in quads, [padded_head_dim / 4][block_size][4], bytes of value + 128;
-//        V, [block_size][padded_head_dim], signed bytes; one float scale per token for K, [block_size], and for V.
+//        V in pairs of keys, [block_size / 2][padded_head_dim][2], signed bytes; one float scale per token for K,
+//        [block_size], and for V.
 // Padding is zero.
 struct KvHead {
   uint8_t* base;           // block 0
@@ -76,10 +77,10 @@ struct Kernels {
   void (*quantize_query)(const float* q, int head_dim, int padded, int8_t* bytes, float* scale, int32_t* offset);
 
   // Attends keys [key_begin, key_end) of one partition. Row r sees keys below limits[r]; a row that sees none gets
-  // maximum = -inf.
+  // maximum = -inf. Keys from key_end to next_end will be attended next: their memory may be asked for ahead.
   void (*attend_partition)(const QueryRows& q, int num_rows, const int32_t* limits, const KvHead& kv,
-                           const int32_t* block_table, int key_begin, int key_end, const AttentionScratch& scratch,
-                           const AttentionState& out);
+                           const int32_t* block_table, int key_begin, int key_end, int next_end,
+                           const AttentionScratch& scratch, const AttentionState& out);
   // state = state merged with the later partition `part`. Every row of `state` has seen keys; a row of `part` that saw
   // none leaves it as it is.
   void (*merge_partition)(const AttentionState& state, const AttentionState& part, int num_rows, int padded_head_dim);

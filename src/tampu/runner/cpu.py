@@ -152,7 +152,11 @@ class CpuRunner:
 
     def poison_kv_cache(self) -> None:
         """Fill the KV memory with NaN, for tests: a read of a slot that nobody wrote then shows."""
-        self._loaded().fill_kv_cache(NAN_PATTERN)
+        self.fill_kv_cache(NAN_PATTERN)
+
+    def fill_kv_cache(self, pattern: int) -> None:
+        """Fill the KV memory with one 16-bit pattern: a benchmark's context that need not be computed."""
+        self._loaded().fill_kv_cache(pattern)
 
     @property
     def isa(self) -> str:
