@@ -1,8 +1,10 @@
-"""Gop/s and GB/s of the linear kernels, per shape and number of rows, against limits measured in the same run.
+"""Gop/s and GB/s of the linear kernels, per shape and number of rows, against limits measured in the same run, for one
+instruction set after the other; and milliseconds a row of the sampler.
 
 Limits: streaming read of memory, and a loop of nothing but 8-bit dot products (where the machine has AVX-512 VNNI),
 both on as many threads. Weights are random; a pass with few rows takes them from memory, as decoding does, and one with
-many rows repeats one matrix, as a prefill does within a layer. Multiply and add count as two operations.
+many rows repeats one matrix, as a prefill does within a layer. Multiply and add count as two operations. The sampler
+draws from rows of Llama 3's vocabulary on one thread; its time is that of the processor.
 """
 
 from __future__ import annotations
@@ -11,11 +13,15 @@ import argparse
 import json
 import os
 import platform
+import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
+from tampu import _native
 from tampu._native import linear
 
 ROWS = (1, 2, 4, 8, 16, 64, 512)
@@ -108,6 +114,48 @@ def limits(threads: int) -> tuple[float, float]:
     return stream, linear.int8_dot_ops_per_s(threads, 0.5) / 1e9
 
 
+VOCAB_SIZE = 128_256
+SAMPLING: dict[str, dict[str, float]] = {
+    "greedy": {"temperature": 0.0},
+    "no filter": {},
+    "top_k 50": {"top_k": 50},
+    "top_p 0.9": {"top_p": 0.9},
+    "top_k 40, top_p 0.9, min_p 0.05, temperature 0.8": {"top_k": 40, "top_p": 0.9, "min_p": 0.05, "temperature": 0.8},
+}
+
+
+def sampling_rows() -> dict[str, npt.NDArray[np.float32]]:
+    """A model's usual row, one without a favourite, and the worst: everything is about as likely."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(VOCAB_SIZE).astype(np.float32)
+    usual = noise * np.float32(2.5)
+    usual[rng.integers(0, VOCAB_SIZE, 30)] += np.linspace(8, 22, 30, dtype=np.float32)
+    return {"usual": usual, "broad": noise * np.float32(2.5), "flat": noise * np.float32(0.1)}
+
+
+def time_sampler(isa: str, seconds: float) -> list[dict[str, str | float]]:
+    """Best milliseconds a row, by kind of row and parameters."""
+    count = 8
+    results: list[dict[str, str | float]] = []
+    for kind, row in sampling_rows().items():
+        for name, given in SAMPLING.items():
+            numbers: dict[str, Any] = {
+                "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0,
+                "frequency_penalty": 0.0, "presence_penalty": 0.0, **given,
+            }  # fmt: skip
+            state = _native.SamplingState(
+                vocab_size=VOCAB_SIZE, num_prompt_tokens=1, seed=1, num_logprobs=-1, logit_bias=[], **numbers
+            )
+            best, begin = float("inf"), time.thread_time()
+            while time.thread_time() - begin < seconds:
+                rows = np.tile(row, (count, 1))
+                start = time.thread_time()
+                _native.sample(rows, [state] * count, list(range(count)), [None] * count, isa)
+                best = min(best, time.thread_time() - start)
+            results.append({"row": kind, "parameters": name, "ms": round(best / count * 1e3, 4)})
+    return results
+
+
 def share(value: float, limit: float) -> str:
     return f"{100 * value / limit:3.0f} %" if limit else "  n/a"
 
@@ -123,25 +171,34 @@ def print_card(results: list[Measurement], stream: float, peak: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", choices=[*SHAPES, "all"], default="all")
-    parser.add_argument("--isa", choices=linear.available_isas(), default=linear.available_isas()[-1])
+    parser.add_argument("--isa", choices=[*linear.available_isas(), "all"], default="all")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=0.3, help="per measurement")
     args = parser.parse_args()
     shapes = BUNDLED + LLAMA_8B if args.shapes == "all" else SHAPES[args.shapes]
 
-    before = limits(args.threads)
-    results = [m for shape in shapes for m in measure(shape, args.isa, args.threads, args.seconds)]
-    after = limits(args.threads)
-    # A shared machine's limits move during the run; the better of both ends is the fairer denominator.
-    stream, peak = max(before[0], after[0]), max(before[1], after[1])
-    print(f"{args.isa}, {args.threads} threads, {platform.processor() or platform.machine()}")
-    print(f"limits: streaming read {stream:.1f} GB/s, 8-bit dot products {peak:.0f} Gop/s")
-    print_card(results, stream, peak)
-    summary = {
-        "benchmark": "kernels", "isa": args.isa, "threads": args.threads, "stream_gbytes_per_s": round(stream, 2),
-        "int8_dot_gops": round(peak, 1), "results": [asdict(m) for m in results],
-    }  # fmt: skip
-    print(json.dumps(summary))
+    isas = [isa for isa in linear.available_isas() if isa != "portable"] or ["portable"]
+    runs = []
+    for isa in isas if args.isa == "all" else [args.isa]:
+        before = limits(args.threads)
+        results = [m for shape in shapes for m in measure(shape, isa, args.threads, args.seconds)]
+        after = limits(args.threads)
+        # A shared machine's limits move during the run; the better of both ends is the fairer denominator.
+        stream, peak = max(before[0], after[0]), max(before[1], after[1])
+        print(f"{isa}, {args.threads} threads, {platform.processor() or platform.machine()}")
+        print(f"limits: streaming read {stream:.1f} GB/s, 8-bit dot products (AVX-512) {peak:.0f} Gop/s")
+        print_card(results, stream, peak)
+        sampler = time_sampler(isa, args.seconds)
+        print(f"sampler, {VOCAB_SIZE} tokens, one thread:")
+        for s in sampler:
+            print(f"  {s['ms']:7.3f} ms  {s['row']:6}  {s['parameters']}")
+        runs.append(
+            {
+                "isa": isa, "stream_gbytes_per_s": round(stream, 2), "int8_dot_gops": round(peak, 1),
+                "results": [asdict(m) for m in results], "sampler": sampler,
+            }
+        )  # fmt: skip
+    print(json.dumps({"benchmark": "kernels", "threads": args.threads, "runs": runs}))
 
 
 if __name__ == "__main__":

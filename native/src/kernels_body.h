@@ -4,6 +4,7 @@
 #include "tampu/simd.h"
 
 #include "attention_body.h"
+#include "simd_double.h"
 
 namespace tampu {
 namespace {
@@ -109,60 +110,42 @@ int collect_above(const float* x, int begin, int n, float threshold, bool inclus
   return count;
 }
 
-inline double fused(double a, double b, double c) {
-#if defined(__FMA__)
-  return __builtin_fma(a, b, c);
-#else
-  return a * b + c;
-#endif
+constexpr int kSumBlock = 64;
+
+// The values from x on, filled up with minus infinity.
+inline const float* whole_block(const float* x, int count, float* room) {
+  if (count >= kSumBlock) return x;
+  for (int i = 0; i < kSumBlock; ++i) room[i] = i < count ? x[i] : -__builtin_inff();
+  return room;
 }
 
-// exp(d) for d <= 0 in double, relative error below 1e-15; below -708 it is 0. Written without branches so that the
-// compiler can vectorise the loop.
-inline double exp_nonpositive(double d) {
-  const double x = d < -708.0 ? -708.0 : d;
-  const double shifted = fused(x, 1.4426950408889634, 6755399441055744.0);
-  const double n = shifted - 6755399441055744.0;
-  const double r = fused(n, -1.90821492927058770002e-10, fused(n, -6.93147180369123816490e-01, x));
-  double p = 1.0 / 6227020800.0;
-  p = fused(p, r, 1.0 / 479001600.0);
-  p = fused(p, r, 1.0 / 39916800.0);
-  p = fused(p, r, 1.0 / 3628800.0);
-  p = fused(p, r, 1.0 / 362880.0);
-  p = fused(p, r, 1.0 / 40320.0);
-  p = fused(p, r, 1.0 / 5040.0);
-  p = fused(p, r, 1.0 / 720.0);
-  p = fused(p, r, 1.0 / 120.0);
-  p = fused(p, r, 1.0 / 24.0);
-  p = fused(p, r, 1.0 / 6.0);
-  p = fused(p, r, 0.5);
-  p = fused(p, r, 1.0);
-  p = fused(p, r, 1.0);
-  uint64_t bits;
-  memcpy(&bits, &shifted, 8);  // the low bits of `shifted` are n in two's complement
-  bits = (bits + 1023) << 52;
-  double power;
-  memcpy(&power, &bits, 8);
-  return d < -708.0 ? 0.0 : p * power;
+void exponentials(const float* x, int n, float maximum, double* out) {
+  const F64x8 top = wide(static_cast<double>(maximum));
+  float room[kSumBlock];
+  int i = 0;
+  for (; i + 8 <= n; i += 8) store(out + i, exp_nonpositive(sub(load_wide(x + i), top)));
+  if (i == n) return;
+  double weights[8];
+  store(weights, exp_nonpositive(sub(load_wide(whole_block(x + i, n - i, room)), top)));
+  for (int j = i; j < n; ++j) out[j] = weights[j - i];
 }
 
-void exponentials(const float* x, int n, float maximum, double* out, double* block_sums) {
-  const double top = static_cast<double>(maximum);
-  for (int i = 0; i < n; ++i) out[i] = exp_nonpositive(static_cast<double>(x[i]) - top);
-  for (int begin = 0; begin < n; begin += 64) {
-    double lanes[8] = {};
-    const int full = n - begin < 64 ? (n - begin) / 8 * 8 : 64;
-    for (int i = 0; i < full; i += 8)
-      for (int j = 0; j < 8; ++j) lanes[j] += out[begin + i + j];
-    for (int i = full; i < 64 && begin + i < n; ++i) lanes[i - full] += out[begin + i];
-    block_sums[begin / 64] =
-        ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+void sum_exponentials(const float* x, int n, float maximum, double* block_sums) {
+  const F64x8 top = wide(static_cast<double>(maximum));
+  float room[kSumBlock];
+  for (int begin = 0; begin < n; begin += kSumBlock) {
+    const float* block = whole_block(x + begin, n - begin, room);
+    F64x8 sum = exp_nonpositive(sub(load_wide(block), top));
+#pragma GCC unroll 7
+    for (int i = 8; i < kSumBlock; i += 8) sum = add(sum, exp_nonpositive(sub(load_wide(block + i), top)));
+    block_sums[begin / kSumBlock] = reduce_add(sum);
   }
 }
 
 constexpr Kernels kKernels = {
     rms_norm,   rope,        store_kv, quantize_query, attend_partition, merge_partition, finish_row,
     summarize,  first_equal, divide,   apply_mask,     collect_above,    exponentials,
+    sum_exponentials,
 };
 
 }  // namespace

@@ -119,6 +119,24 @@ def test_the_vocabulary_of_llama_3(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_cuts_far_down_a_row_are_exact(isa: str) -> None:
+    rng = np.random.default_rng(4)
+    vocab_size = 128_256
+    normal = rng.standard_normal(vocab_size).astype(np.float32)
+    rows = (normal, normal * np.float32(0.05), np.round(normal * 2), np.zeros(vocab_size, np.float32), normal + 1000)
+    for params in (
+        SamplingParams(temperature=1.0, top_p=0.5),
+        SamplingParams(temperature=0.7, top_p=0.99),
+        SamplingParams(temperature=1.0, top_k=100_000, top_p=0.8),
+        SamplingParams(temperature=1.0, top_k=50_000),
+    ):
+        states = [state_of(params, vocab_size, 1, seed) for seed in range(len(rows))]
+        drawn = _native.sample(np.stack(rows), states, [9] * len(rows), [None] * len(rows), isa)
+        wanted = [sample_row(row, params, [0], [], None, seed, 9)[0] for seed, row in enumerate(rows)]
+        assert [token_id for token_id, _ in drawn] == wanted
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_unusable_row_gives_no_token(isa: str, value: float) -> None:
     for place in (0, 15, 16, 99, 100):

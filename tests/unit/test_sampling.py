@@ -149,6 +149,12 @@ class TestDraw:
         assert frequencies(logits, dataclasses.replace(two, top_p=0.58), 200)[2] > 0
         assert frequencies(logits, dataclasses.replace(PLAIN, top_p=0.57), 200)[2] > 0
 
+    def test_the_draw_walks_in_id_order_whatever_the_filters(self) -> None:
+        logits = np.log(row(0.2, 0.1, 0.5, 0.2))
+        for params in (PLAIN, dataclasses.replace(PLAIN, top_k=3), dataclasses.replace(PLAIN, top_p=0.85)):
+            numbers = [(uniform(3, i), draw(logits, params, seed=3, position=i)) for i in range(100)]
+            assert [token_id for _, token_id in sorted(numbers)] == sorted(token_id for _, token_id in numbers)
+
     def test_min_p(self) -> None:
         logits = np.log(row(0.1, 0.2, 0.3, 0.4))
         kept = frequencies(logits, dataclasses.replace(PLAIN, min_p=0.6))

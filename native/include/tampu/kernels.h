@@ -95,9 +95,10 @@ struct Kernels {
   // *next is where to go on (n at the end). `out` has room for capacity + 16.
   int (*collect_above)(const float* x, int begin, int n, float threshold, bool inclusive, int32_t* out, int capacity,
                        int* next);
-  // out[i] = exp(x[i] - maximum) in double, differences in double; -inf gives 0. block_sums[b] is the sum of
-  // out[64 b .. 64 b + 64).
-  void (*exponentials)(const float* x, int n, float maximum, double* out, double* block_sums);
+  // out[i] = exp(x[i] - maximum) in double, differences in double; -inf gives 0. x[i] <= maximum.
+  void (*exponentials)(const float* x, int n, float maximum, double* out);
+  // block_sums[b] = the sum of those of x[64 b .. 64 b + 64).
+  void (*sum_exponentials)(const float* x, int n, float maximum, double* block_sums);
 };
 
 const Kernels& portable_kernels();

@@ -70,24 +70,26 @@ class Sampler {
                     size_t mask_bytes);
 
  private:
-  struct Candidate { float logit; int32_t token_id; };
+  // A token that a filter may keep. `weight` is exp(logit - maximum).
+  struct Candidate { float logit; int32_t token_id; double weight; };
   static bool comes_before(const Candidate& a, const Candidate& b);
-  void filter(const float* x, float maximum, const SamplingParams& params);
-  void select_top(const float* x, int k);
-  void sort_candidates();
-  void weigh_candidates(float maximum);
-  bool cut_top_p(double wanted);
-  int32_t draw_filtered(double u) const;
   int32_t draw_unfiltered(const float* x, float maximum, double u);
+  int32_t draw_filtered(const float* x, float maximum, const SamplingParams& params, double u);
+  float collect(const float* x, double bound);
+  double candidate_mass() const;
+  double lowest_candidate() const;
+  void collect_top(const float* x, int k);
+  void weigh(float maximum);
+  void keep_mass(double wanted, double lowest, double highest);
   double sum_row(const float* x, float maximum);
   void add_logprobs(float maximum, int num_logprobs, SampledRow& row);
 
   const Kernels& kernels_;
   const int vocab_size_;
-  std::vector<Candidate> candidates_;  // kept, most likely first
-  std::vector<Candidate> other_;       // the radix sort's second buffer
+  std::vector<Candidate> candidates_;  // in ascending id order, unless said otherwise
+  std::vector<Candidate> pool_;        // those among which keep_mass still looks for its cut
   std::vector<float> values_;          // logits of candidates_
-  std::vector<double> weights_;        // exp(logit - maximum), by token id or parallel to candidates_
+  std::vector<double> weights_;        // and their weights
   std::vector<double> block_sums_;
   std::vector<int32_t> found_;
   std::vector<float> raw_;             // the unmodified row, when logprobs are wanted

@@ -62,6 +62,8 @@ def _draw(adjusted: Logits, params: SamplingParams, seed: int, position: int) ->
     if not np.isfinite(scaled[most_likely]):  # so cold that float32 overflows: the limit is greedy
         return most_likely
     candidates, weights = _candidates(scaled, params)
+    by_id = np.argsort(candidates)  # the draw walks what the filters kept in id order
+    candidates, weights = candidates[by_id], weights[by_id]
     mass = np.cumsum(weights)
     target = uniform(seed, position) * mass[-1]
     chosen = int(np.argmax(mass > target)) if mass[-1] > target else int(np.flatnonzero(weights)[-1])
@@ -69,7 +71,7 @@ def _draw(adjusted: Logits, params: SamplingParams, seed: int, position: int) ->
 
 
 def _candidates(scaled: Logits, params: SamplingParams) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Token ids and exp(logit - max): all in id order, or those that pass the filters in order of likelihood."""
+    """Token ids and exp(logit - max): all of them, or those that pass the filters, most likely first."""
     if params.top_k == 0 and params.top_p >= 1.0 and params.min_p == 0.0:
         return np.arange(scaled.size), _weights(scaled)
     candidates = ranked(scaled)
