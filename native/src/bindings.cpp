@@ -8,6 +8,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <climits>
+#include <deque>
+#include <exception>
+#include <functional>
 #include <stdexcept>
 
 #include "tampu/llama.h"
@@ -61,8 +64,8 @@ void read_ints(nb::handle sequence, std::vector<int32_t>& out) {
   }
 }
 
-void read_mask(nb::handle mask, const uint8_t*& data, size_t& size) {
-  if (mask.is_none()) return;
+TokenMask read_mask(nb::handle mask) {
+  if (mask.is_none()) return {};
   char* bytes;
   Py_ssize_t length;
   if (PyByteArray_Check(mask.ptr())) {
@@ -71,12 +74,37 @@ void read_mask(nb::handle mask, const uint8_t*& data, size_t& size) {
   } else if (PyBytes_AsStringAndSize(mask.ptr(), &bytes, &length) != 0) {
     throw nb::python_error();
   }
-  data = reinterpret_cast<const uint8_t*>(bytes);
-  size = static_cast<size_t>(length);
+  return {reinterpret_cast<const uint8_t*>(bytes), static_cast<size_t>(length)};
 }
 
-// (token_ids, position, block_table, SamplingState | None, mask bytes | None) each.
-std::vector<StepRun> read_runs(nb::sequence runs) {
+// Asks a Python callable for a row's mask, which it keeps alive; holds the interpreter no longer than that.
+class MaskCall {
+ public:
+  explicit MaskCall(nb::object call) : call_(std::move(call)) {}
+
+  TokenMask operator()() noexcept {
+    static constexpr uint8_t kNothing[1] = {};
+    nb::gil_scoped_acquire acquire;
+    try {
+      mask_ = call_();
+      return read_mask(mask_);
+    } catch (...) {
+      error_ = std::current_exception();
+      return {kNothing, 0};
+    }
+  }
+
+  void rethrow_error() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  nb::object call_, mask_;
+  std::exception_ptr error_;
+};
+
+// (token_ids, position, block_table, SamplingState | None, callable that gives the mask | None) each.
+std::vector<StepRun> read_runs(nb::sequence runs, std::deque<MaskCall>& mask_calls) {
   std::vector<StepRun> out;
   out.reserve(nb::len(runs));
   for (nb::handle item : runs) {
@@ -87,7 +115,7 @@ std::vector<StepRun> read_runs(nb::sequence runs) {
     run.position = nb::cast<int>(fields[1]);
     read_ints(fields[2], run.block_table);
     run.sampling = fields[3].is_none() ? nullptr : nb::cast<const SamplingState*>(fields[3]);
-    read_mask(fields[4], run.mask, run.mask_bytes);
+    if (!fields[4].is_none()) run.mask = std::ref(mask_calls.emplace_back(nb::borrow(fields[4])));
     out.push_back(std::move(run));
   }
   return out;
@@ -143,17 +171,20 @@ void set_linear(Llama& self, const std::string& slot, int layer, nb::sequence te
 }
 
 nb::list execute(Llama& self, nb::sequence runs) {
-  const std::vector<StepRun> step = read_runs(runs);
+  std::deque<MaskCall> mask_calls;
+  const std::vector<StepRun> step = read_runs(runs, mask_calls);
   std::vector<SampledRow> rows;
   {
     nb::gil_scoped_release release;
     rows = self.execute(step);
   }
+  for (const MaskCall& call : mask_calls) call.rethrow_error();
   return to_python(rows);
 }
 
 void compute_logits(Llama& self, nb::sequence runs, const Rows& out) {
-  const std::vector<StepRun> step = read_runs(runs);
+  std::deque<MaskCall> mask_calls;
+  const std::vector<StepRun> step = read_runs(runs, mask_calls);
   size_t num_tokens = 0;
   for (const StepRun& run : step) num_tokens += run.token_ids.size();
   if (out.shape(0) != num_tokens || out.shape(1) != static_cast<size_t>(self.config().vocab_size))
@@ -191,11 +222,9 @@ nb::list sample(const Rows& logits, nb::sequence states, const std::vector<int64
   for (size_t i = 0; i < n; ++i) {
     const auto* state = nb::cast<const SamplingState*>(states[i]);
     if (state->vocab_size() != vocab_size) throw std::invalid_argument("a sampling state is for another vocabulary");
-    const uint8_t* mask = nullptr;
-    size_t mask_bytes = 0;
     const nb::object mask_object = masks[i];
-    read_mask(mask_object, mask, mask_bytes);
-    rows.push_back(sampler.sample(logits.data() + i * logits.shape(1), *state, positions[i], mask, mask_bytes));
+    const TokenMask mask = read_mask(mask_object);
+    rows.push_back(sampler.sample(logits.data() + i * logits.shape(1), *state, positions[i], mask.data, mask.size));
   }
   return to_python(rows);
 }

@@ -221,6 +221,8 @@ void Llama::step(const std::vector<StepRun>& runs, bool samples, float* logits) 
   logits_out_ = logits;
   prepare(runs);
   sampled_.assign(sampled_runs_.size(), SampledRow{});
+  masks_.assign(sampled_runs_.size(), TokenMask{});
+  num_masks_asked_.store(0, std::memory_order_relaxed);
   pool_.run([](void* self, int worker) { static_cast<Llama*>(self)->work(worker); }, this);
 }
 

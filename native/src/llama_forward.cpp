@@ -47,8 +47,7 @@ void Llama::work(int worker) {
     work_by_columns(worker);
   if (output_rows_.empty()) return;
   head(worker);
-  if (logits_out_ == nullptr)
-    pool_.phase(worker, static_cast<int>(sampled_runs_.size()), [&](int i) { sample(i, worker); });
+  if (logits_out_ == nullptr) sample_rows(worker);
 }
 
 // Few rows: reading the weights is the work, so the workers share every matrix.
@@ -227,11 +226,35 @@ void Llama::head(int worker) {
   }
 }
 
+// Who comes first asks for all masks, one after the other: they read the same memory, and most come from behind one
+// lock. Meanwhile the others sample, each row as soon as its mask is there.
+void Llama::sample_rows(int worker) {
+  pool_.phase(worker, static_cast<int>(sampled_runs_.size()), [&](int i) {
+    if (i == 0) ask_masks();
+    sample(i, worker);
+  });
+}
+
+void Llama::ask_masks() {
+  for (size_t i = 0; i < sampled_runs_.size(); ++i) {
+    const StepRun& run = (*step_runs_)[static_cast<size_t>(sampled_runs_[i])];
+    if (!run.mask) continue;
+    masks_[i] = run.mask();
+    num_masks_asked_.store(static_cast<int>(i) + 1, std::memory_order_release);
+    num_masks_asked_.notify_all();
+  }
+}
+
 void Llama::sample(int i, int worker) {
   const StepRun& run = (*step_runs_)[static_cast<size_t>(sampled_runs_[static_cast<size_t>(i)])];
   const int64_t position = run.position + static_cast<int64_t>(run.token_ids.size());
+  TokenMask mask;
+  if (run.mask) {
+    for (int asked; (asked = num_masks_asked_.load(std::memory_order_acquire)) <= i;) num_masks_asked_.wait(asked);
+    mask = masks_[static_cast<size_t>(i)];
+  }
   sampled_[static_cast<size_t>(i)] = samplers_[static_cast<size_t>(worker)]->sample(
-      logits_.data() + static_cast<int64_t>(i) * model_.vocab_size, *run.sampling, position, run.mask, run.mask_bytes);
+      logits_.data() + static_cast<int64_t>(i) * model_.vocab_size, *run.sampling, position, mask.data, mask.size);
 }
 
 }  // namespace tampu

@@ -1,6 +1,6 @@
 """The extension module as Python sees it. Arrays are C-contiguous."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,9 @@ def sample(
 
 # (token_id, None) or (token_id, (logprob, ((token_id, logprob), ...)))
 SampledRow = tuple[int, tuple[float, tuple[tuple[int, float], ...]] | None]
-# (token_ids, position of the first, block_table, state or None, allowed-token bits or None)
-Run = tuple[Sequence[int], int, Sequence[int], SamplingState | None, bytes | bytearray | None]
+# (token_ids, position of the first, block_table, state or None, what gives the allowed-token bits or None)
+# The last is called once, on one of the model's threads; what it raises ends the step.
+Run = tuple[Sequence[int], int, Sequence[int], SamplingState | None, Callable[[], bytes | bytearray | None] | None]
 
 class SamplingState:
     """Sampling parameters of one request and how often each token occurred."""

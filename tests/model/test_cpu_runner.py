@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -130,10 +130,11 @@ def request(name: str, prompt: Sequence[int], **params: object) -> Request:
     return Request(name, tuple(prompt), dataclasses.replace(SamplingParams(temperature=0.0), **params), seed=7)
 
 
-def one_step(runner: CpuRunner, of: Request, token_ids: Sequence[int], mask: bytes | None = None) -> int:
+def one_step(runner: CpuRunner, of: Request, token_ids: Sequence[int], mask: bytes | bytearray | None = None) -> int:
     """Compute the whole sequence in one step and return the token sampled after it."""
     blocks = range(-(-len(token_ids) // ENGINE.block_size))
-    scheduled = ScheduledRequest(of, token_ids, 0, len(token_ids), blocks, is_sampled=True, token_mask=mask)
+    next_mask = None if mask is None else lambda: mask
+    scheduled = ScheduledRequest(of, token_ids, 0, len(token_ids), blocks, is_sampled=True, next_mask=next_mask)
     (row,) = runner.execute(SchedulerOutput((scheduled,))).sampled
     assert row.request_id == of.request_id
     return row.token_id
@@ -185,6 +186,50 @@ def test_an_empty_mask_gives_no_token(runner: CpuRunner) -> None:
     only_nine = bytearray(40)
     only_nine[1] = 2
     assert one_step(runner, request("b", prompt), prompt, mask=bytes(only_nine)) == 9
+    assert one_step(runner, request("c", prompt), prompt, mask=only_nine) == 9
+
+
+def test_every_row_asks_for_its_own_mask_once_and_while_the_step_runs(tiny: Checkpoint) -> None:
+    runner = loaded(tiny, num_threads=3)
+    asked: list[int] = []
+
+    def mask_of(token_id: int) -> Callable[[], bytearray]:
+        def next_mask() -> bytearray:
+            asked.append(token_id)
+            mask = bytearray(40)
+            mask[token_id // 8] = 1 << token_id % 8
+            return mask
+
+        return next_mask
+
+    step = SchedulerOutput(
+        tuple(
+            ScheduledRequest(
+                request(str(i), [i + 1]), [i + 1], 0, 1, [i], True, next_mask=mask_of(i) if i % 2 else None
+            )
+            for i in range(8)
+        )
+    )
+    free = [row.token_id for row in runner.execute(dataclasses.replace(step, scheduled=step.scheduled[::2])).sampled]
+    assert asked == []
+    for _ in range(20):
+        sampled = [row.token_id for row in runner.execute(step).sampled]
+        assert sampled[1::2] == [1, 3, 5, 7]
+        assert sampled[::2] == free
+    assert sorted(asked) == sorted([1, 3, 5, 7] * 20)
+    runner.close()
+
+
+def test_what_a_mask_raises_ends_the_step_and_the_runner_stays_usable(runner: CpuRunner) -> None:
+    def broken() -> bytes:
+        raise KeyError("no such mask")
+
+    prompt = random_ids(5, TINY.vocab_size)
+    before = one_step(runner, request("a", prompt), prompt)
+    rows = [ScheduledRequest(request(name, [1]), [1], 0, 1, [0], True, next_mask=broken) for name in "bc"]
+    with pytest.raises(KeyError, match="no such mask"):
+        runner.execute(SchedulerOutput(tuple(rows)))
+    assert one_step(runner, request("a", prompt), prompt) == before
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["f16", "q8"])

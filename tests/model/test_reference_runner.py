@@ -142,8 +142,8 @@ class TestExecute:
         good, bad = request([1, 2, 3], GREEDY, "good"), request([1, 2, 3], GREEDY, "bad")
         step = SchedulerOutput(
             (
-                ScheduledRequest(bad, [1, 2, 3], 0, 3, [1], True, token_mask=bytes(40)),
-                ScheduledRequest(good, [1, 2, 3], 0, 3, [2], True, token_mask=b"\xff" * 40),
+                ScheduledRequest(bad, [1, 2, 3], 0, 3, [1], True, next_mask=lambda: bytes(40)),
+                ScheduledRequest(good, [1, 2, 3], 0, 3, [2], True, next_mask=lambda: b"\xff" * 40),
             )
         )
         first, second = tiny_runner.execute(step).sampled

@@ -51,7 +51,12 @@ def request(
 
 
 def answer(output: SchedulerOutput, token_id: int = 1) -> StepOutput:
-    return StepOutput(tuple(SampledToken(s.request.request_id, token_id) for s in output.scheduled if s.is_sampled))
+    sampled = []
+    for scheduled in output.scheduled:
+        mask = scheduled.next_mask() if scheduled.next_mask is not None else None
+        if scheduled.is_sampled:
+            sampled.append(SampledToken(scheduled.request.request_id, -1 if mask == b"" else token_id))
+    return StepOutput(tuple(sampled))
 
 
 def step(scheduler: Scheduler, token_id: int = 1) -> dict[str, int]:
@@ -368,12 +373,14 @@ class Recorder:
 def test_a_mask_comes_with_the_sampled_run_only() -> None:
     scheduler, constraint = make(max_num_batched_tokens=32), Recorder()
     scheduler.add(request("a", num_prompt=40, max_tokens=2, constraint=constraint))
-    masks = []
+    num_masks = []
     while scheduler.has_work:
         output = scheduler.schedule()
-        masks += [s.token_mask for s in output.scheduled]
+        assert constraint.num_masks == sum(num_masks), "a mask is made for the sampler, not for the scheduler"
+        num_masks += [s.next_mask is not None for s in output.scheduled]
         scheduler.update(output, answer(output))
-    assert masks == [None, b"\xff" * 8, b"\xff" * 8]
+    assert num_masks == [False, True, True]
+    assert constraint.num_masks == 2
     assert constraint.accepted == [1, 1]
 
 

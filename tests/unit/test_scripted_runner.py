@@ -14,7 +14,7 @@ from tampu.runner.scripted import ScriptedRunner
 
 def ask(runner: ScriptedRunner, request: Request, output: list[int], mask: bytes | None = None) -> tuple[int, object]:
     tokens = [*request.prompt_token_ids, *output]
-    scheduled = ScheduledRequest(request, tokens, 0, len(tokens), [0], True, mask)
+    scheduled = ScheduledRequest(request, tokens, 0, len(tokens), [0], True, None if mask is None else lambda: mask)
     [sampled] = runner.execute(SchedulerOutput((scheduled,))).sampled
     return sampled.token_id, sampled.logprobs
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <vector>
@@ -31,14 +32,19 @@ struct RunnerConfig {
   KvType kv_type;
 };
 
+// Allowed tokens: bit i (least significant bit of byte 0 first) for token i; those beyond the end are not.
+struct TokenMask {
+  const uint8_t* data = nullptr;  // null: everything is allowed
+  size_t size = 0;
+};
+
 // One request's share of a step.
 struct StepRun {
   std::vector<int32_t> token_ids;    // to compute, at least one
   int position;                      // of the first of them
   std::vector<int32_t> block_table;  // covers them
   const SamplingState* sampling;     // null: not sampled
-  const uint8_t* mask = nullptr;     // allowed tokens, or null
-  size_t mask_bytes = 0;
+  std::function<TokenMask()> mask;   // asked once, late, on any worker; never throws; may be empty
 };
 
 class Llama {
@@ -101,6 +107,8 @@ class Llama {
   void attention_block(int index, int worker);
   void mlp_block(int index, int worker);
   void head(int worker);
+  void sample_rows(int worker);
+  void ask_masks();
   void sample(int i, int worker);
   float* hidden_row(int r) { return hidden_.data() + static_cast<int64_t>(r) * model_.hidden_size; }
   const Linear& embedding() const { return embed_tokens_ ? *embed_tokens_ : *lm_head_; }
@@ -135,6 +143,8 @@ class Llama {
   std::vector<int32_t> output_rows_;    // rows whose logits are wanted
   std::vector<int32_t> sampled_runs_;   // indices into step_runs_
   const std::vector<StepRun>* step_runs_ = nullptr;
+  std::vector<TokenMask> masks_;        // one per sampled run
+  std::atomic<int> num_masks_asked_{0};  // leading sampled runs whose masks are there
   std::vector<SampledRow> sampled_;
   float* logits_out_ = nullptr;         // not null: logits instead of samples
   std::atomic<bool> is_busy_{false};

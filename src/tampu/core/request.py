@@ -12,8 +12,9 @@ TokenMask = bytes | bytearray
 
 
 class TokenConstraint(Protocol):
-    """Restricts the next token of one request. Stateful, owned by one request, called by the engine thread only.
+    """Restricts the next token of one request. Stateful, owned by one request, called by one thread at a time.
 
+    `accept` is called on the engine's thread, `next_mask` during a step on a thread of the runner's.
     It outlives preemption: `accept` is called exactly once for each output token, in order, and never again when
     tokens are recomputed.
     """

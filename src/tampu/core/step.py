@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tampu.core.request import Request, TokenMask
@@ -17,6 +17,9 @@ class ScheduledRequest:
     `token_ids[num_computed_tokens : num_computed_tokens + num_scheduled_tokens]`, at those positions; their KV goes to
     block `block_table[position // block_size]`, row `position % block_size`. When `is_sampled`, the run ends at the
     last known token and the runner samples the token that follows it.
+
+    `next_mask` (only with `is_sampled`) gives the tokens that may be sampled, None for all: a runner calls it once,
+    late in the step, on whatever thread suits it. It may take its time and never raises.
     """
 
     request: Request
@@ -25,7 +28,7 @@ class ScheduledRequest:
     num_scheduled_tokens: int
     block_table: Sequence[int]
     is_sampled: bool
-    token_mask: TokenMask | None = None  # from Request.constraint, only when is_sampled
+    next_mask: Callable[[], TokenMask | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

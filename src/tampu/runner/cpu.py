@@ -117,7 +117,7 @@ class CpuRunner:
                     state = states[request.request_id] = self._new_state(request)
                 if state.has_penalties:
                     state.observe(scheduled.token_ids[state.num_observed :])
-            runs.append((token_ids, begin, scheduled.block_table, state, scheduled.token_mask))
+            runs.append((token_ids, begin, scheduled.block_table, state, scheduled.next_mask))
         rows = self._loaded().execute(runs)
         return StepOutput(
             tuple(

@@ -178,7 +178,7 @@ class ReferenceRunner:
             request.sampling_params,
             request.prompt_token_ids,
             list(scheduled.token_ids[num_prompt_tokens:position]),
-            scheduled.token_mask,
+            None if scheduled.next_mask is None else scheduled.next_mask(),
             request.seed,
             position,
         )

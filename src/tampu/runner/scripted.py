@@ -101,8 +101,9 @@ class ScriptedRunner:
         stop_token_ids = request.sampling_params.stop_token_ids
         end = stop_token_ids[0] if stop_token_ids else self._filler_token_id
         token_id = reply[position] if position < len(reply) else end
-        if scheduled.token_mask is not None:
-            token_id = _allowed(scheduled.token_mask, (token_id, *stop_token_ids))
+        mask = None if scheduled.next_mask is None else scheduled.next_mask()
+        if mask is not None:
+            token_id = _allowed(mask, (token_id, *stop_token_ids))
         return SampledToken(request.request_id, token_id, _logprobs(request, token_id))
 
     def _new_reply(self, request: Request) -> Sequence[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 
-from tampu.core.request import Request
+from tampu.core.request import Request, TokenMask
 from tampu.kvcache.prefix_cache import BlockKeys
 
 
@@ -15,6 +15,7 @@ class RequestState:
         "arrival",
         "block_keys",
         "block_table",
+        "constraint_error",
         "is_running",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -37,6 +38,18 @@ class RequestState:
         self.num_cached_tokens = 0  # prompt tokens taken from the prefix cache before the first preemption
         self.num_preemptions = 0
         self.is_running = False
+        self.constraint_error: Exception | None = None  # what the constraint raised in this step
+
+    def next_mask(self) -> TokenMask | None:
+        """For the runner: what the constraint allows next; nothing, if it raises."""
+        constraint = self.request.constraint
+        if constraint is None:
+            return None
+        try:
+            return constraint.next_mask()
+        except Exception as error:
+            self.constraint_error = error
+            return b""
 
     @property
     def num_output_tokens(self) -> int:

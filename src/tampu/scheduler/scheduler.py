@@ -19,7 +19,7 @@ from collections import deque
 from tampu.core.config import EngineConfig
 from tampu.core.errors import EngineDeadError, JsonModeError, TampuError
 from tampu.core.output import FinishReason, RequestOutput
-from tampu.core.request import Request, TokenMask
+from tampu.core.request import Request
 from tampu.core.step import SampledToken, ScheduledRequest, SchedulerOutput, StepOutput
 from tampu.kvcache.block_pool import BlockPool
 from tampu.kvcache.prefix_cache import PrefixCache
@@ -88,7 +88,7 @@ class Scheduler:
     # -- one step: schedule, then update ------------------------------------------------------------------------------
 
     def schedule(self) -> SchedulerOutput:
-        """Decide the next step. Empty when nothing can run; may end requests whose constraint fails."""
+        """Decide the next step. Empty when nothing can run."""
         self.num_steps += 1
         if self._preempt_every and self.running and self.num_steps % self._preempt_every == 0:
             self._preempt_youngest()
@@ -125,8 +125,8 @@ class Scheduler:
                 continue
             if state.num_computed_tokens == len(state.block_table) * block_size and not self._grow(state):
                 continue
-            if self._schedule_run(scheduled, state, 1):
-                budget -= 1
+            scheduled.append(_run_of(state, 1))
+            budget -= 1
         return budget
 
     def _grow(self, state: RequestState) -> bool:
@@ -173,31 +173,8 @@ class Scheduler:
         if block_size <= num_tokens < state.num_remaining_tokens:
             # End at a block boundary: only there can blocks that others have published meanwhile be taken over.
             num_tokens -= (state.num_computed_tokens + num_tokens) % block_size
-        return num_tokens if self._schedule_run(scheduled, state, num_tokens) else 0
-
-    def _schedule_run(self, scheduled: list[ScheduledRequest], state: RequestState, num_tokens: int) -> bool:
-        """Put a run of tokens into the step; False when the request's constraint failed and the request ended."""
-        is_sampled = num_tokens == state.num_remaining_tokens
-        token_mask: TokenMask | None = None
-        constraint = state.request.constraint
-        if is_sampled and constraint is not None:
-            try:
-                token_mask = constraint.next_mask()
-            except Exception as error:
-                self._finish(state, FinishReason.ERROR, error=_constraint_error(error))
-                return False
-        scheduled.append(
-            ScheduledRequest(
-                state.request,
-                state.token_ids,
-                state.num_computed_tokens,
-                num_tokens,
-                state.block_table,
-                is_sampled,
-                token_mask,
-            )
-        )
-        return True
+        scheduled.append(_run_of(state, num_tokens))
+        return num_tokens
 
     # -- admission, blocks, preemption --------------------------------------------------------------------------------
 
@@ -286,6 +263,9 @@ class Scheduler:
     def _append(self, state: RequestState, token: SampledToken) -> None:
         """One token more for a request, which it may finish."""
         token_id = token.token_id
+        if state.constraint_error is not None:
+            self._finish(state, FinishReason.ERROR, error=_constraint_error(state.constraint_error))
+            return
         if token_id < 0:
             self._finish(state, FinishReason.ERROR, error=_no_token_error(state.request))
             return
@@ -367,6 +347,20 @@ class Scheduler:
             assert self.pool.reference_count(block_id) == count, f"block {block_id} is held by {count} requests"
         self.pool.check_integrity()
         self.prefix_cache.check_integrity()
+
+
+def _run_of(state: RequestState, num_tokens: int) -> ScheduledRequest:
+    """The next tokens of a request as a part of the step."""
+    is_sampled = num_tokens == state.num_remaining_tokens
+    return ScheduledRequest(
+        state.request,
+        state.token_ids,
+        state.num_computed_tokens,
+        num_tokens,
+        state.block_table,
+        is_sampled,
+        state.next_mask if is_sampled and state.request.constraint is not None else None,
+    )
 
 
 def _constraint_error(error: Exception) -> TampuError:
