@@ -11,7 +11,7 @@ namespace {
 // Up to this many rows, the row-wise work after a matrix product is done by the worker that finishes last: handing
 // it out would take longer.
 constexpr int kFewRows = 3;
-constexpr int kChunksPerWorker = 2;
+constexpr int kChunksPerWorker = 3;
 constexpr size_t kCachedLayerBytes = 8u << 20;
 constexpr int kMaxUnitChunks = ThreadPool::kMaxChunks / 2;
 

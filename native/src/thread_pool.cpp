@@ -45,7 +45,9 @@ bool wait_briefly(const Test& is_over, std::chrono::microseconds patience) {
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads)
-    : num_threads_(num_threads), cursors_(std::make_unique<Cursor[]>(static_cast<size_t>(num_threads))) {
+    : num_threads_(num_threads),
+      cursors_(std::make_unique<Cursor[]>(static_cast<size_t>(num_threads))),
+      ranges_(std::make_unique<Range[]>(static_cast<size_t>(num_threads))) {
   threads_.reserve(static_cast<size_t>(num_threads - 1));
   for (int worker = 1; worker < num_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
 }
@@ -60,7 +62,7 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::run(void (*fn)(void*, int), void* context) {
   fn_ = fn;
   context_ = context;
-  first_phase_ = static_cast<uint32_t>(state_.load(std::memory_order_relaxed) >> 32);
+  first_phase_ = phase_of(state_.load(std::memory_order_relaxed));
   cursors_[0].number = first_phase_;
   if (num_threads_ > 1) {
     num_inside_.store(0, std::memory_order_release);
@@ -99,6 +101,25 @@ void ThreadPool::work(int worker) {
   }
 }
 
+int ThreadPool::claim(int owner, uint32_t number, int num_chunks, bool first) {
+  std::atomic<uint64_t>& left = ranges_[owner].left;
+  uint64_t word = left.load(std::memory_order_acquire);
+  for (;;) {
+    int begin = range_begin(owner, num_chunks), end = range_begin(owner + 1, num_chunks);
+    if (phase_of(word) == number) {
+      begin = static_cast<int>(word >> 16 & 0xffff);
+      end = static_cast<int>(word & 0xffff);
+    } else if (static_cast<int32_t>(phase_of(word) - number) > 0) {
+      return -1;  // the others are already in a later phase
+    }
+    if (begin >= end) return -1;
+    const int chunk = first ? begin++ : --end;
+    const uint64_t taken = static_cast<uint64_t>(number) << 32 | static_cast<uint64_t>(begin) << 16 |
+                           static_cast<uint64_t>(end);
+    if (left.compare_exchange_weak(word, taken, std::memory_order_acq_rel, std::memory_order_acquire)) return chunk;
+  }
+}
+
 void ThreadPool::advance(uint32_t number) {
   state_.store(static_cast<uint64_t>(number) << 32, std::memory_order_release);
   // Sequentially consistent on both sides: either this sees the sleeper, or the sleeper sees the new phase.
@@ -107,7 +128,7 @@ void ThreadPool::advance(uint32_t number) {
 }
 
 void ThreadPool::wait_until_left(uint32_t number) {
-  const auto is_over = [&] { return static_cast<uint32_t>(state_.load(std::memory_order_acquire) >> 32) != number; };
+  const auto is_over = [&] { return phase_of(state_.load(std::memory_order_acquire)) != number; };
   if (wait_briefly(is_over, kPhasePatience)) return;
   num_parked_.fetch_add(1);
   while (phase_.load() == number) phase_.wait(number);
