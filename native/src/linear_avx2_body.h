@@ -308,7 +308,7 @@ Int8Tile int8_tile_of_kind(Precision precision, int rows) {
 }
 
 struct Avx2 {
-  static constexpr int kInt8Rows = 3, kFloatRows = 6;
+  static constexpr int kInt8Rows = 3, kFloatRows = 6, kPackedRows = 0;
 
   static void halves(const uint16_t* source, float* out) {
     TAMPU_UNROLL for (int i = 0; i < kPanel; i += 8)

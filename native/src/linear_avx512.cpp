@@ -6,133 +6,12 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
-#include "linear_driver.h"
-#include "linear_expand_avx512.h"
+#include "linear_packed_avx512.h"
 #include "linear_quantize.h"
+#include "linear_tile_avx512.h"
 
 namespace tampu::detail {
 namespace {
-
-__mmask16 column_mask(int num_columns, int half) {
-  const int left = num_columns - 16 * half;
-  return left >= 16 ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
-}
-
-template <int R>
-inline void load_sums(const TileOutput& output, __m512 (*sums)[2]) {
-  TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-    TAMPU_UNROLL for (int h = 0; h < 2; ++h)
-      sums[r][h] = output.is_first ? _mm512_setzero_ps() : _mm512_load_ps(output.partial[r] + 16 * h);
-  }
-}
-
-// e^x for 16 values: 2^n * polynomial on [-ln2/2, ln2/2], relative error below 2e-7.
-inline __m512 exp_ps(__m512 x) {
-  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.5f)), _mm512_set1_ps(88.5f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.3981999507e-3f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
-}
-
-inline __m512 silu(__m512 x) {
-  const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), x));
-  return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
-}
-
-template <int R>
-inline void store_sums(const TileOutput& output, const __m512 (*sums)[2]) {
-  if (!output.is_last) {
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      TAMPU_UNROLL for (int h = 0; h < 2; ++h) _mm512_store_ps(output.partial[r] + 16 * h, sums[r][h]);
-    }
-    return;
-  }
-  const __mmask16 mask[2] = {column_mask(output.num_columns, 0), column_mask(output.num_columns, 1)};
-  TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-    TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
-      float* y = output.y + r * output.ldy + 16 * h;
-      __m512 v = sums[r][h];
-      if (output.gate != nullptr) v = _mm512_mul_ps(silu(_mm512_load_ps(output.gate[r] + 16 * h)), v);
-      if (output.add) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask[h], y), v);
-      _mm512_mask_storeu_ps(y, mask[h], v);
-    }
-  }
-}
-
-template <Precision P>
-inline const GroupLevels& levels_of_row(const uint8_t* record) {
-  return *reinterpret_cast<const GroupLevels*>(record + (P == Precision::High ? 2 : 1) * kGroup);
-}
-
-inline __m512i broadcast4(const void* p) { return _mm512_set1_epi32(*static_cast<const int*>(p)); }
-
-// acc += words [begin, end) of the group times 4 levels per row.
-template <int R>
-inline void dot_words(const WeightGroup& group, int begin, int end, const uint8_t* const* rows, int offset,
-                      __m512i (*acc)[2]) {
-  TAMPU_UNROLL for (int q = begin; q < end; ++q) {
-    __m512i w0 = _mm512_load_si512(group.w[q]), w1 = _mm512_load_si512(group.w[q] + 16);
-    if constexpr (R > 1) asm("" : "+v"(w0), "+v"(w1));   // loaded once, not once per row: loads are the next limit
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      const __m512i a = broadcast4(rows[r] + offset + 4 * q);
-      acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], a, w0);
-      acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], a, w1);
-    }
-  }
-}
-
-// sums += integer sums of words [begin, end), scaled.
-template <int R, Precision P>
-inline void accumulate(const WeightGroup& group, int begin, int end, const float* weight_scale,
-                       const uint8_t* const* rows, __m512 (*sums)[2]) {
-  __m512i acc[R][2];
-  TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
-  dot_words<R>(group, begin, end, rows, 0, acc);
-  if constexpr (P == Precision::High) {
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      TAMPU_UNROLL for (int h = 0; h < 2; ++h) acc[r][h] = _mm512_slli_epi32(acc[r][h], 8);
-    }
-    dot_words<R>(group, begin, end, rows, kGroup, acc);
-  }
-  const __m512 s0 = _mm512_load_ps(weight_scale), s1 = _mm512_load_ps(weight_scale + 16);
-  TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-    const __m512 a = _mm512_set1_ps(levels_of_row<P>(rows[r]).scale);
-    sums[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][0]), _mm512_mul_ps(s0, a), sums[r][0]);
-    sums[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][1]), _mm512_mul_ps(s1, a), sums[r][1]);
-  }
-}
-
-template <int R, GroupKind K, Precision P>
-inline void tile_group(const WeightGroup& group, const uint8_t* const* rows, __m512 (*sums)[2]) {
-  if constexpr (K == GroupKind::Halves) {
-    accumulate<R, P>(group, 0, 4, group.scale, rows, sums);
-    accumulate<R, P>(group, 4, 8, group.extra, rows, sums);
-  } else {
-    accumulate<R, P>(group, 0, 8, group.scale, rows, sums);
-  }
-  const __m512 v0 = _mm512_load_ps(group.scaled_sum), v1 = _mm512_load_ps(group.scaled_sum + 16);
-  TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-    const __m512 a = _mm512_set1_ps(levels_of_row<P>(rows[r]).offset);
-    sums[r][0] = _mm512_fmadd_ps(v0, a, sums[r][0]);
-    sums[r][1] = _mm512_fmadd_ps(v1, a, sums[r][1]);
-  }
-  if constexpr (K == GroupKind::Minimum) {
-    const __m512 m0 = _mm512_load_ps(group.extra), m1 = _mm512_load_ps(group.extra + 16);
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      const __m512 a = _mm512_set1_ps(levels_of_row<P>(rows[r]).sum);
-      sums[r][0] = _mm512_fmadd_ps(m0, a, sums[r][0]);
-      sums[r][1] = _mm512_fmadd_ps(m1, a, sums[r][1]);
-    }
-  }
-}
 
 template <int R, GroupKind K, Precision P>
 void int8_tile_of(const WeightGroup* groups, int num_groups, const uint8_t* activations, size_t stride,
@@ -144,7 +23,7 @@ void int8_tile_of(const WeightGroup* groups, int num_groups, const uint8_t* acti
   load_sums<R>(output, sums);
   for (const WeightGroup* end = groups + num_groups; groups != end; ++groups) {
     ahead.fetch();
-    tile_group<R, K, P>(*groups, rows, sums);
+    tile_group<R, K, P>(WidenedWords{groups->w}, *groups, rows, sums);
     TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] += kRecord;
   }
   store_sums<R>(output, sums);
@@ -185,7 +64,7 @@ Int8Tile int8_tile_by_precision(Precision precision, int rows) {
 }
 
 struct Avx512 {
-  static constexpr int kInt8Rows = 6, kFloatRows = 6;
+  static constexpr int kInt8Rows = 6, kFloatRows = 6, kPackedRows = 16;
 
   static void halves(const uint16_t* source, float* out) {
     _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source))));
@@ -202,6 +81,17 @@ struct Avx512 {
                       : kind == GroupKind::Halves ? int8_tile_by_precision<GroupKind::Halves>(precision, rows)
                                                   : int8_tile_by_precision<GroupKind::Bytes>(precision, rows);
     tile(groups, num_groups, activations, stride, output, ahead);
+  }
+
+  static void packed_scales(const MatmulJob& job, const uint8_t* panel, GroupScales* out, Ahead& ahead) {
+    const size_t block_bytes = block_layout(job.qtype).packed_bytes();
+    packed_kernels(job.qtype).scales(panel, block_bytes, job.k / kGroup, out, ahead);
+  }
+
+  static void packed_tile(const MatmulJob& job, int rows, const uint8_t* panel, const GroupScales* scales,
+                          const uint8_t* stored, const TileOutput& output, Ahead& ahead) {
+    const int precision = job.precision == Precision::High ? 1 : 0;
+    packed_kernels(job.qtype).tile[precision][rows - 1](job, panel, scales, stored, output, ahead);
   }
 
   static void float_tile(int rows, const float (*weights)[kPanel], int num_k, const uint8_t* activations,

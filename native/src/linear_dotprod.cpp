@@ -136,7 +136,7 @@ Int8Tile int8_tile_of_kind(Precision precision, int rows) {
 }
 
 struct DotProd {
-  static constexpr int kInt8Rows = 3;
+  static constexpr int kInt8Rows = 3, kPackedRows = 0;
 
   static void halves(const uint16_t* source, float* out) {
     for (int c = 0; c < kPanel; c += 4)

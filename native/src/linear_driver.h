@@ -3,6 +3,9 @@
 //   static void halves(const uint16_t*, float*)                                    32 half-precision values
 //   static void expand(qtype, panel, group_begin, num_groups, groups)              expand_groups of linear_expand.h
 //   static constexpr int kInt8Rows, kFloatRows                                     tallest tiles
+//   static constexpr int kPackedRows                                               up to which the next two serve; or 0
+//   static void packed_scales(job, panel, scales, ahead)                            of every group of a panel
+//   static void packed_tile(job, rows, panel, scales, activations, output, ahead)  all of K, straight from the panel
 //   static void int8_tile(kind, precision, rows, groups, num_groups, activations, stride, output, ahead)
 //   static void float_tile(rows, weights, num_k, activations, stride, output)
 #pragma once
@@ -37,6 +40,7 @@ struct Ahead {
 };
 
 constexpr int kMaxRowsPerBlock = 512;
+constexpr int kMaxPackedGroups = 512;   // of K: their scales lie on the stack
 // With few rows, short blocks of K let the next block's memory reads run under this block's arithmetic.
 constexpr int kFewRows = 16, kGroupsPerSmallBlock = 8;
 static_assert(kGroupsPerBlock % kGroupsPerSmallBlock == 0);
@@ -130,8 +134,49 @@ inline int cache_lines_per_group(QType qtype) {
   return static_cast<int>(layout.packed_bytes() * kGroup / size_t(layout.k) / 64) + 1;
 }
 
+// Up to Set::kPackedRows rows: the row tiles pass over each panel as it is packed, and spread over all of them goes the
+// fetching of what comes next.
+template <class Set>
+void matmul_packed(const MatmulJob& job) {
+  GroupScales scales[kMaxPackedGroups];
+  alignas(64) float gate[Set::kPackedRows][kPanel];
+  const int num_tiles = (job.num_rows + Set::kInt8Rows - 1) / Set::kInt8Rows;
+  const auto multiply = [&](const MatmulJob& matrix, int p, const TileOutput& whole, const uint8_t* next, size_t bytes) {
+    const uint8_t* panel = matrix.panels + size_t(p) * matrix.panel_bytes;
+    const size_t passes = size_t(matrix.k / kGroup) * size_t(num_tiles + 1);
+    Ahead ahead{next, next + bytes, static_cast<int>((bytes / 64 + passes - 1) / passes)};
+    Set::packed_scales(matrix, panel, scales, ahead);
+    for_row_tiles(matrix.num_rows, Set::kInt8Rows, [&](int row, int height) {
+      TileOutput output = whole;
+      output.y += row * whole.ldy;
+      if (whole.gate != nullptr) output.gate += row;
+      const uint8_t* stored = matrix.activations.data + size_t(row) * matrix.activations.row_stride;
+      Set::packed_tile(matrix, height, panel, scales, stored, output, ahead);
+    });
+  };
+  const MatmulJob& first = job.gate == nullptr ? job : *job.gate;   // of the two that take turns
+  for (int p = job.panel_begin; p < job.panel_end; ++p) {
+    const int columns = job.n - p * kPanel < kPanel ? job.n - p * kPanel : kPanel;
+    if (job.gate != nullptr) {
+      multiply(first, p, {nullptr, true, true, &gate[0][0], kPanel, columns, false, nullptr},
+               job.panels + size_t(p) * job.panel_bytes, job.panel_bytes);
+    }
+    const bool is_last = p + 1 == job.panel_end;
+    const uint8_t* next = first.panels + size_t(p + 1) * first.panel_bytes;
+    multiply(job, p, {nullptr, true, true, job.y + p * kPanel, job.ldy, columns, job.add,
+                      job.gate == nullptr ? nullptr : gate},
+             next, is_last ? 0 : first.panel_bytes);
+  }
+}
+
 template <class Set>
 void matmul_int8(const MatmulJob& whole) {
+  if constexpr (Set::kPackedRows > 0) {
+    if (whole.num_rows <= Set::kPackedRows && whole.k <= kMaxPackedGroups * kGroup) {
+      matmul_packed<Set>(whole);
+      return;
+    }
+  }
   WeightGroup groups[kGroupsPerBlock];
   const BlockSizes sizes{whole.k / kGroup, whole.num_rows <= kFewRows ? kGroupsPerSmallBlock : kGroupsPerBlock,
                          kGroupsPerBlock, Set::kInt8Rows};

@@ -36,7 +36,7 @@ struct ColumnSums {
   __m512 value(int h) const { return _mm512_cvtepi32_ps(half[h]); }
 };
 
-inline void store_scaled_sum(WeightGroup& g, const Columns& scale, const ColumnSums& sums) {
+inline void store_scaled_sum(GroupScales& g, const Columns& scale, const ColumnSums& sums) {
   TAMPU_UNROLL for (int h = 0; h < 2; ++h)
     _mm512_store_ps(g.scaled_sum + 16 * h, _mm512_mul_ps(scale.half[h], sums.value(h)));
 }
@@ -77,6 +77,14 @@ inline void expand_bytes(const uint8_t* quants, const Columns& scale, WeightGrou
   store_scaled_sum(g, scale, sums);
 }
 
+inline void store_sum_of_halves(GroupScales& g, const ColumnSums& first, const ColumnSums& second) {
+  TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
+    const __m512 a = _mm512_mul_ps(_mm512_load_ps(g.scale + 16 * h), first.value(h));
+    const __m512 b = _mm512_mul_ps(_mm512_load_ps(g.extra + 16 * h), second.value(h));
+    _mm512_store_ps(g.scaled_sum + 16 * h, _mm512_add_ps(a, b));
+  }
+}
+
 // Six-bit scales (first) and minima (second) of four sub-blocks, one byte each, for 16 columns.
 struct SixBits {
   __m512i scale, minimum;
@@ -94,8 +102,8 @@ inline SixBits six_bits(const uint8_t* words, int h) {
           _mm512_or_si512(high_nibbles(u2), _mm512_and_si512(_mm512_srli_epi16(u1, 2), upper))};
 }
 
-template <bool kLater>
-inline void expand_six_bit_scales(const uint8_t* words, const Columns& d, const Columns& dmin, WeightGroup* out) {
+template <bool kLater, class Group>
+inline void expand_six_bit_scales(const uint8_t* words, const Columns& d, const Columns& dmin, Group* out) {
   const __m512i byte = _mm512_set1_epi32(255);
   const __m512 sign = _mm512_set1_ps(-0.0f);
   TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
@@ -171,22 +179,12 @@ inline void expand_k6_pair(const uint8_t* low, const uint8_t* high, WeightGroup*
       second[q / 4].add(h, w1);
     }
   }
-  const auto store = [](WeightGroup& g, const ColumnSums* sums) {
-    TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
-      const __m512 a = _mm512_mul_ps(_mm512_load_ps(g.scale + 16 * h), sums[0].value(h));
-      const __m512 b = _mm512_mul_ps(_mm512_load_ps(g.extra + 16 * h), sums[1].value(h));
-      _mm512_store_ps(g.scaled_sum + 16 * h, _mm512_add_ps(a, b));
-    }
-  };
-  store(out[j], first);
-  store(out[j + 2], second);
+  store_sum_of_halves(out[j], first[0], first[1]);
+  store_sum_of_halves(out[j + 2], second[0], second[1]);
 }
 
-inline void expand_k6_block(const uint8_t* block, WeightGroup* out) {
-  const Columns d = load_halves(block);
-  const uint8_t* low = block + 2 * kPanel;
-  const uint8_t* high = low + 32 * kWordBytes;
-  const uint8_t* scales = high + 16 * kWordBytes;
+template <class Group>
+inline void expand_k6_scales(const uint8_t* scales, const Columns& d, Group* out) {
   TAMPU_UNROLL for (int j = 0; j < 8; ++j) {
     TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
       const __m512i s = load_bytes(scales + (j / 2) * kWordBytes + 64 * h);
@@ -196,6 +194,12 @@ inline void expand_k6_block(const uint8_t* block, WeightGroup* out) {
       _mm512_store_ps(out[j].extra + 16 * h, _mm512_mul_ps(d.half[h], _mm512_cvtepi32_ps(b)));
     }
   }
+}
+
+inline void expand_k6_block(const uint8_t* block, WeightGroup* out) {
+  const uint8_t* low = block + 2 * kPanel;
+  const uint8_t* high = low + 32 * kWordBytes;
+  expand_k6_scales(high + 16 * kWordBytes, load_halves(block), out);
   for (int half = 0; half < 2; ++half) {
     const uint8_t* l = low + half * 16 * kWordBytes;
     const uint8_t* u = high + half * 8 * kWordBytes;

@@ -48,12 +48,16 @@ enum class GroupKind {
 GroupKind group_kind(QType qtype);
 constexpr bool has_minimum(GroupKind kind) { return kind == GroupKind::Minimum || kind == GroupKind::FiveBits; }
 
-// One group of 32 values along K of a panel, widened for the kernels.
-struct alignas(64) WeightGroup {
-  int8_t w[8][kPanel][4];      // w[q][c] = values k = 4q..4q+3 of column c
+// What turns the integer sums of a group of 32 values along K into floats, per column of a panel.
+struct alignas(64) GroupScales {
   float scale[kPanel];
   float extra[kPanel];
   float scaled_sum[kPanel];    // the sum of scale * w over the group (of both halves' own scales)
+};
+
+// One group of a panel, widened for the kernels.
+struct WeightGroup : GroupScales {
+  int8_t w[8][kPanel][4];      // w[q][c] = values k = 4q..4q+3 of column c
 };
 
 // One group of 32 activations: x = scale * level + offset. Levels are unsigned, because the dot-product instruction

@@ -64,7 +64,7 @@ void row_group(GroupKind kind, Precision precision, const WeightGroup& group, co
 }
 
 struct Portable {
-  static constexpr int kInt8Rows = 8, kFloatRows = 8;
+  static constexpr int kInt8Rows = 8, kFloatRows = 8, kPackedRows = 0;
 
   static void halves(const uint16_t* source, float* out) {
     for (int c = 0; c < kPanel; ++c) out[c] = half_to_float(source[c]);

@@ -1,0 +1,183 @@
+// Few rows with AVX-512: the tiles read a panel as it is packed, instead of from a widened copy. Same operations per row
+// in the same order, so a row gets the same bits either way. For linear_avx512.cpp only.
+#pragma once
+#include <immintrin.h>
+
+#include "linear_tile_avx512.h"
+
+namespace tampu::detail {
+namespace {
+
+// Group j of a packed block: word(q, h) as WidenedWords has it.
+template <QType Q>
+struct PackedWords;
+
+template <int kOffset>
+struct PackedNibbles {
+  const uint8_t* quants;
+  __m512i word(int q, int h) const {
+    const __m512i v = load_bytes(quants + (q % 4) * kWordBytes + 64 * h);
+    const __m512i w = q < 4 ? low_nibbles(v) : high_nibbles(v);
+    return kOffset == 0 ? w : _mm512_sub_epi8(w, _mm512_set1_epi8(kOffset));
+  }
+};
+
+template <>
+struct PackedWords<QType::Q4_0> : PackedNibbles<8> {
+  PackedWords(const uint8_t* block, int) : PackedNibbles<8>{block + 2 * kPanel} {}
+};
+
+template <>
+struct PackedWords<QType::Q4_1> : PackedNibbles<0> {
+  PackedWords(const uint8_t* block, int) : PackedNibbles<0>{block + 4 * kPanel} {}
+};
+
+template <>
+struct PackedWords<QType::Q8_0> {
+  const uint8_t* quants;
+  PackedWords(const uint8_t* block, int) : quants(block + 2 * kPanel) {}
+  __m512i word(int q, int h) const { return load_bytes(quants + q * kWordBytes + 64 * h); }
+};
+
+inline __m512i shift_right(__m512i v, int bits) { return _mm512_srl_epi16(v, _mm_cvtsi32_si128(bits)); }
+
+template <>
+struct PackedWords<QType::Q4_K> {
+  const uint8_t* quants;
+  int shift;
+  PackedWords(const uint8_t* block, int j)
+      : quants(block + 4 * kPanel + (3 + j / 2 * 8) * kWordBytes), shift(j % 2 * 4) {}
+  __m512i word(int q, int h) const { return low_nibbles(shift_right(load_bytes(quants + q * kWordBytes + 64 * h), shift)); }
+};
+
+template <>
+struct PackedWords<QType::Q5_K> {
+  const uint8_t *high, *quants;
+  int shift, high_shift;
+  PackedWords(const uint8_t* block, int j)
+      : high(block + 4 * kPanel + 3 * kWordBytes),
+        quants(high + (8 + j / 2 * 8) * kWordBytes),
+        shift(j % 2 * 4),
+        high_shift(j) {}
+  __m512i word(int q, int h) const {
+    const __m512i four = low_nibbles(shift_right(load_bytes(quants + q * kWordBytes + 64 * h), shift));
+    const __m512i fifth = shift_right(load_bytes(high + q * kWordBytes + 64 * h), high_shift);
+    return _mm512_or_si512(four, _mm512_slli_epi16(_mm512_and_si512(fifth, _mm512_set1_epi8(1)), 4));
+  }
+};
+
+template <>
+struct PackedWords<QType::Q6_K> {
+  const uint8_t *low, *high;
+  int shift, high_shift;
+  PackedWords(const uint8_t* block, int j)
+      : low(block + 2 * kPanel + (j / 4 * 16 + j % 2 * 8) * kWordBytes),
+        high(block + 2 * kPanel + (32 + j / 4 * 8) * kWordBytes),
+        shift(j % 4 / 2 * 4),
+        high_shift(j % 4 * 2) {}
+  __m512i word(int q, int h) const {
+    const __m512i four = low_nibbles(shift_right(load_bytes(low + q * kWordBytes + 64 * h), shift));
+    const __m512i two = shift_right(load_bytes(high + q * kWordBytes + 64 * h), high_shift);
+    const __m512i upper = _mm512_slli_epi16(_mm512_and_si512(two, _mm512_set1_epi8(3)), 4);
+    return _mm512_sub_epi8(_mm512_or_si512(four, upper), _mm512_set1_epi8(32));
+  }
+};
+
+constexpr int groups_per_block(QType q) {
+  return q == QType::Q4_K || q == QType::Q5_K || q == QType::Q6_K ? 8 : 1;
+}
+
+constexpr GroupKind kind_of(QType q) {
+  return q == QType::Q6_K ? GroupKind::Halves
+         : q == QType::Q4_0 || q == QType::Q8_0 ? GroupKind::Nibbles   // what the tiles tell apart
+                                                : GroupKind::Minimum;
+}
+
+// The scales of one packed block.
+template <QType Q>
+inline void block_scales(const uint8_t* block, GroupScales* out) {
+  if constexpr (Q == QType::Q6_K) {
+    expand_k6_scales(block + 2 * kPanel + 48 * kWordBytes, load_halves(block), out);
+  } else if constexpr (groups_per_block(Q) == 8) {
+    const Columns d = load_halves(block), dmin = load_halves(block + 2 * kPanel);
+    expand_six_bit_scales<false>(block + 4 * kPanel, d, dmin, out);
+    expand_six_bit_scales<true>(block + 4 * kPanel, d, dmin, out + 4);
+  } else {
+    store_columns(out->scale, load_halves(block));
+    if constexpr (Q == QType::Q4_1) store_columns(out->extra, load_halves(block + 2 * kPanel));
+  }
+  for (int j = 0; j < groups_per_block(Q); ++j) {
+    const PackedWords<Q> words(block, j);
+    ColumnSums sums[2];
+    TAMPU_UNROLL for (int q = 0; q < 8; ++q) {
+      ColumnSums& half = sums[kind_of(Q) == GroupKind::Halves ? q / 4 : 0];
+      TAMPU_UNROLL for (int h = 0; h < 2; ++h) half.add(h, words.word(q, h));
+    }
+    if constexpr (kind_of(Q) == GroupKind::Halves)
+      store_sum_of_halves(out[j], sums[0], sums[1]);
+    else
+      store_scaled_sum(out[j], {_mm512_load_ps(out[j].scale), _mm512_load_ps(out[j].scale + 16)}, sums[0]);
+  }
+}
+
+template <QType Q>
+void panel_scales(const uint8_t* panel, size_t block_bytes, int num_groups, GroupScales* out, Ahead& ahead) {
+  for (int g = 0; g < num_groups; g += groups_per_block(Q), panel += block_bytes) {
+    for (int j = 0; j < groups_per_block(Q); ++j) ahead.fetch();
+    block_scales<Q>(panel, out + g);
+  }
+}
+
+template <QType Q, int R, Precision P>
+void packed_tile_of(const MatmulJob& job, const uint8_t* panel, const GroupScales* scales, const uint8_t* stored,
+                    const TileOutput& output, Ahead& ahead) {
+  constexpr size_t kRecord = P == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
+  constexpr int kGroupsInside = groups_per_block(Q);
+  const size_t block_bytes = job.panel_bytes / size_t(job.k / (kGroupsInside * kGroup));
+  __m512 sums[R][2];
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+  for (int left = job.k / kGroup; left > 0; left -= kGroupsPerBlock, stored += job.activations.block_stride) {
+    const uint8_t* rows[R];
+    TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] = stored + size_t(r) * job.activations.row_stride;
+    const int count = left < kGroupsPerBlock ? left : kGroupsPerBlock;
+    for (int g = 0; g < count; g += kGroupsInside, panel += block_bytes) {
+      for (int j = 0; j < kGroupsInside; ++j, ++scales) {
+        ahead.fetch();
+        tile_group<R, kind_of(Q), P>(PackedWords<Q>(panel, j), *scales, rows, sums);
+        TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] += kRecord;
+      }
+    }
+  }
+  store_sums<R>(output, sums);
+}
+
+struct PackedKernels {
+  void (*scales)(const uint8_t* panel, size_t block_bytes, int num_groups, GroupScales* out, Ahead& ahead);
+  void (*tile[2][6])(const MatmulJob&, const uint8_t*, const GroupScales*, const uint8_t*, const TileOutput&, Ahead&);
+};
+
+template <QType Q>
+const PackedKernels& packed_kernels_of() {
+  constexpr auto kNormal = Precision::Normal, kHigh = Precision::High;
+  static constexpr PackedKernels kernels{
+      panel_scales<Q>,
+      {{packed_tile_of<Q, 1, kNormal>, packed_tile_of<Q, 2, kNormal>, packed_tile_of<Q, 3, kNormal>,
+        packed_tile_of<Q, 4, kNormal>, packed_tile_of<Q, 5, kNormal>, packed_tile_of<Q, 6, kNormal>},
+       {packed_tile_of<Q, 1, kHigh>, packed_tile_of<Q, 2, kHigh>, packed_tile_of<Q, 3, kHigh>,
+        packed_tile_of<Q, 4, kHigh>, packed_tile_of<Q, 5, kHigh>, packed_tile_of<Q, 6, kHigh>}}};
+  return kernels;
+}
+
+inline const PackedKernels& packed_kernels(QType qtype) {
+  switch (qtype) {
+    case QType::Q4_0: return packed_kernels_of<QType::Q4_0>();
+    case QType::Q4_1: return packed_kernels_of<QType::Q4_1>();
+    case QType::Q4_K: return packed_kernels_of<QType::Q4_K>();
+    case QType::Q5_K: return packed_kernels_of<QType::Q5_K>();
+    case QType::Q6_K: return packed_kernels_of<QType::Q6_K>();
+    default: return packed_kernels_of<QType::Q8_0>();
+  }
+}
+
+}  // namespace
+}  // namespace tampu::detail
