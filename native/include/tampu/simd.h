@@ -12,6 +12,8 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace tampu {
@@ -184,11 +186,21 @@ inline F32x16 add(F32x16 a, F32x16 b) { TAMPU_LANEWISE(a.q[i] + b.q[i]); }
 inline F32x16 sub(F32x16 a, F32x16 b) { TAMPU_LANEWISE(a.q[i] - b.q[i]); }
 inline F32x16 mul(F32x16 a, F32x16 b) { TAMPU_LANEWISE(a.q[i] * b.q[i]); }
 inline F32x16 div(F32x16 a, F32x16 b) { TAMPU_LANEWISE(a.q[i] / b.q[i]); }
-inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { TAMPU_LANEWISE(a.q[i] * b.q[i] + c.q[i]); }
 inline Quad pick(QuadInt mask, Quad a, Quad b) {
   return reinterpret_cast<Quad>((mask & reinterpret_cast<QuadInt>(a)) | (~mask & reinterpret_cast<QuadInt>(b)));
 }
 inline F32x16 max(F32x16 a, F32x16 b) { TAMPU_LANEWISE(pick(a.q[i] > b.q[i], a.q[i], b.q[i])); }
+#if defined(__aarch64__)   // one instruction each where the plain form takes two and about ten
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  TAMPU_LANEWISE(reinterpret_cast<Quad>(vfmaq_f32(reinterpret_cast<float32x4_t>(c.q[i]),
+                                                  reinterpret_cast<float32x4_t>(a.q[i]),
+                                                  reinterpret_cast<float32x4_t>(b.q[i]))));
+}
+inline Quad widen(const uint16_t* p) {
+  return reinterpret_cast<Quad>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))));
+}
+#else
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { TAMPU_LANEWISE(a.q[i] * b.q[i] + c.q[i]); }
 inline Quad widen(const uint16_t* p) {
   const QuadInt h = {p[0], p[1], p[2], p[3]};
   const QuadInt magnitude = h & 0x7fff;
@@ -197,6 +209,7 @@ inline Quad widen(const uint16_t* p) {
   const QuadInt special = (magnitude > 0x7bff) & 0x7f800000;
   return reinterpret_cast<Quad>(scaled | special | (h & 0x8000) << 16);
 }
+#endif
 inline F32x16 load_f16(const uint16_t* p) { TAMPU_LANEWISE(widen(p + 4 * i)); }
 inline uint16_t narrow(float x) {
   uint32_t bits;
