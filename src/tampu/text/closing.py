@@ -53,7 +53,8 @@ class ClosingTokens:
         tokenizer = compiler.tokenizer
         spellings = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
         longest_first = sorted(range(len(spellings)), key=lambda i: (-len(spellings[i]), i))
-        self.by_length = np.array(longest_first, dtype=np.int64)
+        self._rank = np.empty(len(spellings), dtype=np.int32)  # 0: the token with the longest spelling
+        self._rank[longest_first] = np.arange(len(spellings), dtype=np.int32)
         self.end = np.frombuffer(compiler.end_mask, dtype=np.uint8)
         self._size = self.end.size
         self.closes_string = self._mask(i for i, s in enumerate(spellings) if _CLOSES_STRING.fullmatch(s))
@@ -85,9 +86,11 @@ class ClosingTokens:
 
     def longest(self, mask: Mask) -> int | None:
         """The allowed token with the longest spelling, the lowest id of those; None when nothing is allowed."""
-        allowed = np.unpackbits(mask, bitorder="little")[self.by_length]
-        first = int(allowed.argmax())
-        return int(self.by_length[first]) if allowed[first] else None
+        places = np.flatnonzero(mask)  # few, mostly
+        bits = np.unpackbits(mask[places], bitorder="little").reshape(-1, 8)
+        rows, columns = np.nonzero(bits)
+        token_ids = places[rows] * 8 + columns
+        return int(token_ids[self._rank[token_ids].argmin()]) if token_ids.size else None
 
     def single(self, token_id: int) -> Mask:
         """The mask of one token."""
