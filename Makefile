@@ -43,7 +43,7 @@ bench: install ## Prefill and decode tok/s, and an HTTP load run, of this build
 bench-kernels: install ## Gop/s and GB/s of the linear kernels against this machine's limits
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
 
-bench-peers: install ## Side by side with llama.cpp on the same file, in one run (builds it first: about 10 minutes)
+bench-peers: install $(VENV)/.bench-tools ## Side by side with llama.cpp on the same file, in one run (builds it first: about 10 minutes)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 docs: install ## Regenerate the generated parts of docs/ (command-line help)
@@ -89,6 +89,10 @@ $(VENV)/.test-tools: $(VENV)/.dependencies
 	@echo "Installing the test tools"
 	@$(INSTALL) --group dev --group test
 	@$(INSTALL) --no-deps llama-models
+	@touch $@
+
+$(VENV)/.bench-tools: $(VENV)/.dependencies
+	@$(INSTALL) --group bench
 	@touch $@
 
 $(NODE_CLIENTS)/node_modules/.installed: $(NODE_CLIENTS)/package-lock.json

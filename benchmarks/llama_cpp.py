@@ -39,7 +39,7 @@ class LlamaCpp:
         return target
 
     def bench(self, model: Path, *, prompt: int, generate: int, threads: int, repetitions: int) -> dict[str, float]:
-        """Best of flash attention on and off: tok/s of a `prompt`-token prefill and of one decode stream."""
+        """Best of flash attention on and off: prefill of `prompt` tokens, one decode stream, tok/s; 0: not run."""
         best = {"prefill": 0.0, "decode": 0.0}
         command = [
             str(self.bin / "llama-bench"), "-m", str(model), "-p", str(prompt), "-n", str(generate),

@@ -132,25 +132,25 @@ def main() -> None:
     parser.add_argument("--isa", default=None)
     parser.add_argument("--activations", default="int8")
     parser.add_argument("--kv-cache-dtype", default="f16")
-    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill run; 0: none")
     parser.add_argument("--generate", type=int, default=96)
     parser.add_argument("--context", type=int, default=64, help="prompt length of the decode runs")
-    parser.add_argument("--streams", default="1,4,16")
+    parser.add_argument("--streams", default="1,4,16", help="decode runs; empty: none")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--constrained", action="store_true", help="also streams held to a JSON schema")
     args = parser.parse_args()
     path = args.model or bundled_model_path()
     if path is None:
         raise SystemExit("the bundled model is not installed: run make serve once")
-    streams = [int(n) for n in args.streams.split(",")]
+    streams = [int(n) for n in args.streams.split(",") if n]
     checkpoint = open_checkpoint(path)
-    most = max(*streams, 1)
-    longest = max(args.prompt, args.context + args.generate + prefill_steps(most, args.context, 512)) + 8
+    most = max([*streams, 1])
+    longest = max(64, args.prompt, args.context + args.generate + prefill_steps(most, args.context, 512)) + 8
     capacity = most * (longest + 16)
     kv_bytes_per_token = 4 * checkpoint.config.num_hidden_layers * checkpoint.config.num_key_value_heads
     kv_bytes_per_token *= checkpoint.config.head_dim
     config = EngineConfig(
-        max_num_seqs=max(16, *streams),
+        max_num_seqs=max(16, most),
         max_num_batched_tokens=512,
         kv_cache_bytes=int(1.3 * capacity) * kv_bytes_per_token,
     )
@@ -162,8 +162,10 @@ def main() -> None:
     runner.load()
     load_s = time.perf_counter() - started
     loop = Loop(runner, config, longest + 64, checkpoint.config.vocab_size)
-    loop.prefill(min(64, args.prompt))  # warm
-    results = {"prefill": statistics.median(loop.prefill(args.prompt) for _ in range(args.repetitions))}
+    loop.prefill(64)  # warm
+    results = {}
+    if args.prompt:
+        results["prefill"] = statistics.median(loop.prefill(args.prompt) for _ in range(args.repetitions))
     for n in streams:
         runs = [loop.decode(n, args.context, args.generate) for _ in range(args.repetitions)]
         results[f"decode_{n}"] = statistics.median(runs)
@@ -174,7 +176,8 @@ def main() -> None:
         results |= {f"constrained_{n}_{name}": value for n in streams for name, value in held[n].items()}
     weights = f"{checkpoint.name}, {checkpoint.quantization}"
     print(f"{weights}, {runner.isa}, {runner.num_threads} threads, loaded in {load_s:.2f} s")
-    print(f"  prefill {args.prompt:5} tokens  {results['prefill']:9.1f} tok/s")
+    if args.prompt:
+        print(f"  prefill {args.prompt:5} tokens  {results['prefill']:9.1f} tok/s")
     for n in streams:
         print(f"  decode {n:3} streams      {results[f'decode_{n}']:9.1f} tok/s")
     for n, figures in held.items():

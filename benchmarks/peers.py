@@ -1,8 +1,8 @@
 """Side by side with llama.cpp: same machine, same minutes, same file, same client. Prints a card with ratios.
 
-Rounds are interleaved (ours, theirs, ours, …) and the medians compared, because a shared machine drifts. The peer is
-taken at its best: flash attention on or off, and the better of the same file and the same weights requantised to Q4_0.
-Nothing here knows who should win.
+Each measure is taken of both in turn, round after round, and the medians are compared, because a shared machine
+drifts. The peer is taken at its best: flash attention on or off, and the better of the same file and the same weights
+requantised to Q4_0. Nothing here knows who should win.
 """
 
 from __future__ import annotations
@@ -33,14 +33,24 @@ def last_json_line(command: list[str]) -> dict[str, Any]:
     return result
 
 
-def ours_offline(model: Path, threads: int, streams: list[int], prompt: int, generate: int) -> dict[str, float]:
-    """Prefill and decode tok/s of our engine, offline."""
+def ours_offline(model: Path, args: argparse.Namespace, streams: int) -> float:
+    """tok/s of our engine offline: prefill for 0 streams, else decode."""
     command = [
-        sys.executable, "-m", "benchmarks.offline", "--model", str(model), "--threads", str(threads),
-        "--prompt", str(prompt), "--generate", str(generate), "--streams", ",".join(map(str, streams)),
+        sys.executable, "-m", "benchmarks.offline", "--model", str(model), "--threads", str(args.threads),
+        "--prompt", str(0 if streams else args.prompt), "--generate", str(args.generate),
+        "--streams", str(streams or ""), "--repetitions", str(args.repetitions),
     ]  # fmt: skip
-    result: dict[str, float] = last_json_line(command)["results"]
-    return result
+    (rate,) = last_json_line(command)["results"].values()
+    return float(rate)
+
+
+def peer_offline(llama: LlamaCpp, file: Path, args: argparse.Namespace, streams: int) -> float:
+    """The same of llama.cpp at its best on one file."""
+    if streams > 1:
+        return llama.batched_decode(file, streams=streams, prompt=64, generate=args.generate, threads=args.threads)
+    prompt, generate = (0, args.generate) if streams else (args.prompt, 0)
+    rates = llama.bench(file, prompt=prompt, generate=generate, threads=args.threads, repetitions=args.repetitions)
+    return rates["decode"] if streams else rates["prefill"]
 
 
 def machine_limits(threads: int) -> dict[str, float]:
@@ -109,22 +119,14 @@ def http_round(llama: LlamaCpp, model: Path, peer_model: Path, args: argparse.Na
 
 
 def offline_round(llama: LlamaCpp, model: Path, requantised: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """One round offline: ours, the peer on the same file, the peer on its fastest file."""
-    streams = args.streams
-    row: dict[str, Any] = {"limits": machine_limits(args.threads)}
-    row["ours"] = ours_offline(model, args.threads, streams, args.prompt, args.generate)
-    for name, file in {"peer_same_file": model, "peer_q4_0": requantised}.items():
-        if file == model and name == "peer_q4_0":
-            continue
-        single = llama.bench(
-            file, prompt=args.prompt, generate=args.generate, threads=args.threads, repetitions=args.repetitions
-        )
-        row[name] = {"prefill": single["prefill"], "decode_1": single["decode"]}
-        for n in streams:
-            if n > 1:
-                row[name][f"decode_{n}"] = llama.batched_decode(
-                    file, streams=n, prompt=64, generate=args.generate, threads=args.threads
-                )
+    """One round offline, measure by measure: ours, the peer on the same file, the peer on its fastest file."""
+    row: dict[str, Any] = {"limits": machine_limits(args.threads), "ours": {}, "peer_same_file": {}, "peer_q4_0": {}}
+    for streams in (0, *args.streams):
+        key = f"decode_{streams}" if streams else "prefill"
+        row["ours"][key] = ours_offline(model, args, streams)
+        row["peer_same_file"][key] = peer_offline(llama, model, args, streams)
+        if requantised != model:
+            row["peer_q4_0"][key] = peer_offline(llama, requantised, args, streams)
     return row
 
 
@@ -157,6 +159,7 @@ def card(offline: list[dict[str, Any]], http: list[dict[str, Any]], args: argpar
                      "best": median_of(http, "peer_prefix", key), "lower_is_better": True})  # fmt: skip
     rows.append({"what": "server peak memory MB", "ours": median_of(http, "ours_peak_rss_mb"), "same_file": None,
                  "best": median_of(http, "peer_peak_rss_mb"), "lower_is_better": True})  # fmt: skip
+    rows = [row for row in rows if row["ours"] or row["best"]]  # what was measured
     for row in rows:
         ours, best = row["ours"], row["best"]
         if ours and best:
