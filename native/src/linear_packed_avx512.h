@@ -93,6 +93,36 @@ constexpr GroupKind kind_of(QType q) {
                                                 : GroupKind::Minimum;
 }
 
+// The scaled sum of a group of bytes that hold two nibbles each, minus `offset` before scaling: sums of whole bytes and
+// of low nibbles give both halves' sums without shifting every word.
+inline void sum_nibbles(const uint8_t* quants, int offset, GroupScales& out) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  TAMPU_UNROLL for (int h = 0; h < 2; ++h) {
+    __m512i bytes = _mm512_setzero_si512(), low = bytes;
+    TAMPU_UNROLL for (int q = 0; q < 4; ++q) {
+      const __m512i v = load_bytes(quants + q * kWordBytes + 64 * h);
+      bytes = _mm512_dpbusd_epi32(bytes, v, ones);
+      low = _mm512_dpbusd_epi32(low, low_nibbles(v), ones);
+    }
+    const __m512i high = _mm512_srai_epi32(_mm512_sub_epi32(bytes, low), 4);
+    const __m512i sum = _mm512_sub_epi32(_mm512_add_epi32(low, high), _mm512_set1_epi32(offset));
+    const __m512 scale = _mm512_load_ps(out.scale + 16 * h);
+    _mm512_store_ps(out.scaled_sum + 16 * h, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sum)));
+  }
+}
+
+template <class Words>
+inline void sum_words(const Words& words, GroupKind kind, GroupScales& out) {
+  ColumnSums sums[2];
+  TAMPU_UNROLL for (int q = 0; q < 8; ++q) {
+    TAMPU_UNROLL for (int h = 0; h < 2; ++h) sums[kind == GroupKind::Halves ? q / 4 : 0].add(h, words.word(q, h));
+  }
+  if (kind == GroupKind::Halves)
+    store_sum_of_halves(out, sums[0], sums[1]);
+  else
+    store_scaled_sum(out, {_mm512_load_ps(out.scale), _mm512_load_ps(out.scale + 16)}, sums[0]);
+}
+
 // The scales of one packed block.
 template <QType Q>
 inline void block_scales(const uint8_t* block, GroupScales* out) {
@@ -106,17 +136,10 @@ inline void block_scales(const uint8_t* block, GroupScales* out) {
     store_columns(out->scale, load_halves(block));
     if constexpr (Q == QType::Q4_1) store_columns(out->extra, load_halves(block + 2 * kPanel));
   }
-  for (int j = 0; j < groups_per_block(Q); ++j) {
-    const PackedWords<Q> words(block, j);
-    ColumnSums sums[2];
-    TAMPU_UNROLL for (int q = 0; q < 8; ++q) {
-      ColumnSums& half = sums[kind_of(Q) == GroupKind::Halves ? q / 4 : 0];
-      TAMPU_UNROLL for (int h = 0; h < 2; ++h) half.add(h, words.word(q, h));
-    }
-    if constexpr (kind_of(Q) == GroupKind::Halves)
-      store_sum_of_halves(out[j], sums[0], sums[1]);
-    else
-      store_scaled_sum(out[j], {_mm512_load_ps(out[j].scale), _mm512_load_ps(out[j].scale + 16)}, sums[0]);
+  if constexpr (Q == QType::Q4_0 || Q == QType::Q4_1) {
+    sum_nibbles(PackedWords<Q>(block, 0).quants, Q == QType::Q4_0 ? 8 * kGroup : 0, *out);
+  } else {
+    for (int j = 0; j < groups_per_block(Q); ++j) sum_words(PackedWords<Q>(block, j), kind_of(Q), out[j]);
   }
 }
 
