@@ -141,7 +141,8 @@ void matmul_packed(const MatmulJob& job) {
   GroupScales scales[kMaxPackedGroups];
   alignas(64) float gate[Set::kPackedRows][kPanel];
   const int num_tiles = (job.num_rows + Set::kInt8Rows - 1) / Set::kInt8Rows;
-  const auto multiply = [&](const MatmulJob& matrix, int p, const TileOutput& whole, const uint8_t* next, size_t bytes) {
+  const auto multiply = [&](const MatmulJob& matrix, int p, const TileOutput& whole, const uint8_t* next,
+                            size_t bytes) {
     const uint8_t* panel = matrix.panels + size_t(p) * matrix.panel_bytes;
     const size_t passes = size_t(matrix.k / kGroup) * size_t(num_tiles + 1);
     Ahead ahead{next, next + bytes, static_cast<int>((bytes / 64 + passes - 1) / passes)};

@@ -1,5 +1,5 @@
-// Few rows with AVX-512: the tiles read a panel as it is packed, instead of from a widened copy. Same operations per row
-// in the same order, so a row gets the same bits either way. For linear_avx512.cpp only.
+// Few rows with AVX-512: the tiles read a panel as it is packed, instead of from a widened copy. Same operations per
+// row in the same order, so a row gets the same bits either way. For linear_avx512.cpp only.
 #pragma once
 #include <immintrin.h>
 
@@ -47,7 +47,9 @@ struct PackedWords<QType::Q4_K> {
   int shift;
   PackedWords(const uint8_t* block, int j)
       : quants(block + 4 * kPanel + (3 + j / 2 * 8) * kWordBytes), shift(j % 2 * 4) {}
-  __m512i word(int q, int h) const { return low_nibbles(shift_right(load_bytes(quants + q * kWordBytes + 64 * h), shift)); }
+  __m512i word(int q, int h) const {
+    return low_nibbles(shift_right(load_bytes(quants + q * kWordBytes + 64 * h), shift));
+  }
 };
 
 template <>
