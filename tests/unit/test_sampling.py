@@ -309,6 +309,7 @@ def slow_draw(logits: np.ndarray, params: SamplingParams, u: float) -> int:
                 break
     if params.min_p > 0:
         order = [i for i in order if weight[i] >= params.min_p * weight[order[0]]] or order[:1]
+    order.sort()  # the draw walks what is kept in id order
     total, reached = 0.0, 0.0
     for i in order:
         total += weight[i]
