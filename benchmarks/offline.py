@@ -146,7 +146,7 @@ def main() -> None:
     checkpoint = open_checkpoint(path)
     most = max([*streams, 1])
     longest = max(64, args.prompt, args.context + args.generate + prefill_steps(most, args.context, 512)) + 8
-    capacity = most * (longest + 16)
+    capacity = most * (longest + 16) + 128
     kv_bytes_per_token = 4 * checkpoint.config.num_hidden_layers * checkpoint.config.num_key_value_heads
     kv_bytes_per_token *= checkpoint.config.head_dim
     config = EngineConfig(
