@@ -83,15 +83,15 @@ struct Avx512 {
     tile(groups, num_groups, activations, stride, output, ahead);
   }
 
-  static void packed_scales(const MatmulJob& job, const uint8_t* panel, GroupScales* out, Ahead& ahead) {
-    const size_t block_bytes = block_layout(job.qtype).packed_bytes();
-    packed_kernels(job.qtype).scales(panel, block_bytes, job.k / kGroup, out, ahead);
+  static void packed_scales(QType qtype, const uint8_t* packed, int num_groups, GroupScales* out, Ahead& ahead) {
+    packed_kernels(qtype).scales(packed, block_layout(qtype).packed_bytes(), num_groups, out, ahead);
   }
 
-  static void packed_tile(const MatmulJob& job, int rows, const uint8_t* panel, const GroupScales* scales,
-                          const uint8_t* stored, const TileOutput& output, Ahead& ahead) {
-    const int precision = job.precision == Precision::High ? 1 : 0;
-    packed_kernels(job.qtype).tile[precision][rows - 1](job, panel, scales, stored, output, ahead);
+  static void packed_tile(QType qtype, Precision precision, int rows, const uint8_t* packed, const GroupScales* scales,
+                          int num_groups, const uint8_t* activations, size_t stride, const TileOutput& output,
+                          Ahead& ahead) {
+    const auto tile = packed_kernels(qtype).tile[precision == Precision::High ? 1 : 0][rows - 1];
+    tile(packed, block_layout(qtype).packed_bytes(), scales, num_groups, activations, stride, output, ahead);
   }
 
   static void float_tile(int rows, const float (*weights)[kPanel], int num_k, const uint8_t* activations,

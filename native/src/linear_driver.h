@@ -4,8 +4,8 @@
 //   static void expand(qtype, panel, group_begin, num_groups, groups)              expand_groups of linear_expand.h
 //   static constexpr int kInt8Rows, kFloatRows                                     tallest tiles
 //   static constexpr int kPackedRows                                               up to which the next two serve; or 0
-//   static void packed_scales(job, panel, scales, ahead)                            of every group of a panel
-//   static void packed_tile(job, rows, panel, scales, activations, output, ahead)  all of K, straight from the panel
+//   static void packed_scales(qtype, packed, num_groups, scales, ahead)            of packed groups
+//   static void packed_tile(qtype, precision, rows, packed, scales, num_groups, activations, stride, output, ahead)
 //   static void int8_tile(kind, precision, rows, groups, num_groups, activations, stride, output, ahead)
 //   static void float_tile(rows, weights, num_k, activations, stride, output)
 #pragma once
@@ -40,7 +40,6 @@ struct Ahead {
 };
 
 constexpr int kMaxRowsPerBlock = 512;
-constexpr int kMaxPackedGroups = 512;   // of K: their scales lie on the stack
 // With few rows, short blocks of K let the next block's memory reads run under this block's arithmetic.
 constexpr int kFewRows = 16, kGroupsPerSmallBlock = 8;
 static_assert(kGroupsPerBlock % kGroupsPerSmallBlock == 0);
@@ -134,26 +133,36 @@ inline int cache_lines_per_group(QType qtype) {
   return static_cast<int>(layout.packed_bytes() * kGroup / size_t(layout.k) / 64) + 1;
 }
 
-// Up to Set::kPackedRows rows: the row tiles pass over each panel as it is packed, and spread over all of them goes the
-// fetching of what comes next.
+// Up to Set::kPackedRows rows: for each block of K, one pass over a panel's packed bytes for the scales and one for each
+// row tile. Spread over all passes goes the fetching of the panel that comes next.
 template <class Set>
 void matmul_packed(const MatmulJob& job) {
-  GroupScales scales[kMaxPackedGroups];
+  GroupScales scales[kGroupsPerBlock];
+  alignas(64) float partial[Set::kPackedRows][kPanel];
   alignas(64) float gate[Set::kPackedRows][kPanel];
-  const int num_tiles = (job.num_rows + Set::kInt8Rows - 1) / Set::kInt8Rows;
+  const int num_tiles = (job.num_rows + Set::kInt8Rows - 1) / Set::kInt8Rows, num_groups = job.k / kGroup;
   const auto multiply = [&](const MatmulJob& matrix, int p, const TileOutput& whole, const uint8_t* next,
                             size_t bytes) {
-    const uint8_t* panel = matrix.panels + size_t(p) * matrix.panel_bytes;
-    const size_t passes = size_t(matrix.k / kGroup) * size_t(num_tiles + 1);
+    const uint8_t* packed = matrix.panels + size_t(p) * matrix.panel_bytes;
+    const uint8_t* stored = matrix.activations.data;
+    const size_t passes = size_t(num_groups) * size_t(num_tiles + 1);
     Ahead ahead{next, next + bytes, static_cast<int>((bytes / 64 + passes - 1) / passes)};
-    Set::packed_scales(matrix, panel, scales, ahead);
-    for_row_tiles(matrix.num_rows, Set::kInt8Rows, [&](int row, int height) {
-      TileOutput output = whole;
-      output.y += row * whole.ldy;
-      if (whole.gate != nullptr) output.gate += row;
-      const uint8_t* stored = matrix.activations.data + size_t(row) * matrix.activations.row_stride;
-      Set::packed_tile(matrix, height, panel, scales, stored, output, ahead);
-    });
+    for (int begin = 0; begin < num_groups; begin += kGroupsPerBlock, stored += matrix.activations.block_stride) {
+      const int left = num_groups - begin, count = left < kGroupsPerBlock ? left : kGroupsPerBlock;
+      Set::packed_scales(matrix.qtype, packed, count, scales, ahead);
+      for_row_tiles(matrix.num_rows, Set::kInt8Rows, [&](int row, int height) {
+        TileOutput output = whole;
+        output.partial = partial + row;
+        output.is_first = begin == 0;
+        output.is_last = count == left;
+        output.y += row * whole.ldy;
+        if (whole.gate != nullptr) output.gate += row;
+        Set::packed_tile(matrix.qtype, matrix.precision, height, packed, scales, count,
+                         stored + size_t(row) * matrix.activations.row_stride, matrix.activations.row_stride, output,
+                         ahead);
+      });
+      packed += matrix.panel_bytes * size_t(count) / size_t(num_groups);
+    }
   };
   const MatmulJob& first = job.gate == nullptr ? job : *job.gate;   // of the two that take turns
   for (int p = job.panel_begin; p < job.panel_end; ++p) {
@@ -173,7 +182,7 @@ void matmul_packed(const MatmulJob& job) {
 template <class Set>
 void matmul_int8(const MatmulJob& whole) {
   if constexpr (Set::kPackedRows > 0) {
-    if (whole.num_rows <= Set::kPackedRows && whole.k <= kMaxPackedGroups * kGroup) {
+    if (whole.num_rows <= Set::kPackedRows) {
       matmul_packed<Set>(whole);
       return;
     }

@@ -154,23 +154,19 @@ void panel_scales(const uint8_t* panel, size_t block_bytes, int num_groups, Grou
 }
 
 template <QType Q, int R, Precision P>
-void packed_tile_of(const MatmulJob& job, const uint8_t* panel, const GroupScales* scales, const uint8_t* stored,
-                    const TileOutput& output, Ahead& ahead) {
+void packed_tile_of(const uint8_t* packed, size_t block_bytes, const GroupScales* scales, int num_groups,
+                    const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead) {
   constexpr size_t kRecord = P == Precision::High ? sizeof(Int16Record) : sizeof(Int8Record);
   constexpr int kGroupsInside = groups_per_block(Q);
-  const size_t block_bytes = job.panel_bytes / size_t(job.k / (kGroupsInside * kGroup));
+  const uint8_t* rows[R];
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] = activations + size_t(r) * stride;
   __m512 sums[R][2];
-  TAMPU_UNROLL for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-  for (int left = job.k / kGroup; left > 0; left -= kGroupsPerBlock, stored += job.activations.block_stride) {
-    const uint8_t* rows[R];
-    TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] = stored + size_t(r) * job.activations.row_stride;
-    const int count = left < kGroupsPerBlock ? left : kGroupsPerBlock;
-    for (int g = 0; g < count; g += kGroupsInside, panel += block_bytes) {
-      for (int j = 0; j < kGroupsInside; ++j, ++scales) {
-        ahead.fetch();
-        tile_group<R, kind_of(Q), P>(PackedWords<Q>(panel, j), *scales, rows, sums);
-        TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] += kRecord;
-      }
+  load_sums<R>(output, sums);
+  for (int g = 0; g < num_groups; g += kGroupsInside, packed += block_bytes) {
+    for (int j = 0; j < kGroupsInside; ++j, ++scales) {
+      ahead.fetch();
+      tile_group<R, kind_of(Q), P>(PackedWords<Q>(packed, j), *scales, rows, sums);
+      TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] += kRecord;
     }
   }
   store_sums<R>(output, sums);
@@ -178,7 +174,8 @@ void packed_tile_of(const MatmulJob& job, const uint8_t* panel, const GroupScale
 
 struct PackedKernels {
   void (*scales)(const uint8_t* panel, size_t block_bytes, int num_groups, GroupScales* out, Ahead& ahead);
-  void (*tile[2][6])(const MatmulJob&, const uint8_t*, const GroupScales*, const uint8_t*, const TileOutput&, Ahead&);
+  void (*tile[2][6])(const uint8_t* packed, size_t block_bytes, const GroupScales* scales, int num_groups,
+                     const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead);
 };
 
 template <QType Q>
