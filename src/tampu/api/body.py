@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from tampu.api.errors import ApiError
+from tampu.core.json_text import read_json
 
 
 async def read_body(request: Request, max_body_bytes: int) -> bytes:
@@ -51,8 +51,8 @@ def parse_json(body: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         first_problem = error
     try:
-        # The slow parser accepts what browsers do: unpaired surrogates, invalid UTF-8, numbers beyond 64 bits.
-        return _without_surrogates(json.loads(body.decode("utf-8", "replace"), parse_constant=_refuse_constant))
+        # The slow parser accepts what browsers do: unpaired surrogates, invalid UTF-8, deeper nesting.
+        return read_json(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         where = f"line {first_problem.lineno} column {first_problem.colno}"
         raise ApiError(
@@ -60,21 +60,3 @@ def parse_json(body: bytes) -> Any:
             f"the body is not valid JSON ({first_problem.msg}: {where})",
             hint="Send one JSON object in UTF-8.",
         ) from None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return value
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    return value

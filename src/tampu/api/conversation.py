@@ -11,6 +11,7 @@ from typing import Any
 
 from tampu.core.chat import Message, ToolCall, ToolSpec
 from tampu.core.errors import InvalidRequestError
+from tampu.core.json_text import read_json
 
 _TEXT_PART_TYPES = (None, "text", "input_text", "output_text")
 
@@ -94,7 +95,7 @@ def _arguments(value: Any) -> dict[str, Any]:
     """Arguments as an object; text that holds no object is kept under one key rather than lost."""
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else {}
+            value = read_json(value) if value.strip() else {}
         except (ValueError, RecursionError):
             return {"arguments": value}
     if value is None:

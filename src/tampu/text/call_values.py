@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from tampu.core.chat import ToolCall, ToolSpec
+from tampu.core.json_text import read_integer, read_json
 
 ARGUMENTS_KEYS = ("parameters", "arguments")
 CALL_KEYS = ("name", *ARGUMENTS_KEYS, "type", "function", "id")
@@ -16,7 +16,7 @@ CALL_KEYS = ("name", *ARGUMENTS_KEYS, "type", "function", "id")
 def read_call(raw: str, tools: Mapping[str, ToolSpec]) -> ToolCall | None:
     """The JSON object `raw` as a call to one of the tools (by name); None when it is not one."""
     try:
-        return _as_call(_loads(raw), tools)
+        return _as_call(read_json(raw, strict=False), tools)
     except (ValueError, RecursionError):
         return None
 
@@ -24,7 +24,7 @@ def read_call(raw: str, tools: Mapping[str, ToolSpec]) -> ToolCall | None:
 def is_spelling_of(text: str, arguments: dict[str, Any]) -> bool:
     """True when `text` is JSON in the strict sense and says exactly these arguments."""
     try:
-        return bool(json.loads(text, parse_int=_integer, parse_constant=_finite) == arguments)
+        return bool(json.loads(text, parse_int=read_integer) == arguments)
     except (ValueError, RecursionError):
         return False
 
@@ -50,34 +50,7 @@ def _as_call(value: dict[str, Any], tools: Mapping[str, ToolSpec]) -> ToolCall |
         return None
     arguments = value.get("parameters", value.get("arguments"))
     if isinstance(arguments, str):
-        arguments = _loads(arguments)
+        arguments = read_json(arguments, strict=False)
     if arguments is None:
         arguments = {}
     return ToolCall(tool.name, arguments) if isinstance(arguments, dict) else None
-
-
-def _loads(text: str) -> Any:
-    r"""Parse JSON. Numbers must be finite; half a surrogate pair, from a `\ud800`-style escape, becomes U+FFFD."""
-    value = json.loads(text, strict=False, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
-    spelled = json.dumps(value, ensure_ascii=False)
-    try:
-        spelled.encode()
-    except UnicodeEncodeError:
-        return json.loads(spelled.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-    return value
-
-
-def _integer(number: str) -> int | float:
-    """Beyond 64 bits no reader keeps the digits, and our own writer would fail."""
-    if len(number) <= 20:  # of 2**63 and its sign
-        value = int(number)
-        if -(2**63) <= value < 2**63:
-            return value
-    return _finite(number)
-
-
-def _finite(number: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number} is not a finite number")
-    return value
