@@ -15,7 +15,7 @@ NODE_CLIENTS := tests/clients/node
 NATIVE_SOURCES := CMakeLists.txt $(wildcard native/src/*) $(wildcard native/include/tampu/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format bench bench-kernels bench-peers docs clean install install-test install-node
+.PHONY: help serve test fuzz check format bench bench-kernels bench-peers docs clean install install-test install-node
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ serve: install ## Install what is missing, then serve the bundled model (PORT=89
 
 test: install install-test install-node ## Install what is missing, then run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: install install-test ## The property tests with new random examples each time (make test always takes the same ones)
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=search $(PYTEST_ARGS)
 
 check: install install-test ## Format, lint, strict types, import contracts
 	$(BIN)/ruff format --check .
