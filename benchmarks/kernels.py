@@ -35,7 +35,7 @@ class Shape:
     qtype: str
     k: int
     n: int
-    precision: str = "normal"
+    fine_share: float = 0.0  # of the groups of activations, how many keep 16 bits
 
 
 BUNDLED = (
@@ -43,7 +43,7 @@ BUNDLED = (
     Shape("o", "Q4_1", 576, 576),
     Shape("gate+up", "Q4_1", 576, 3072),
     Shape("down", "Q4_1", 1536, 576),
-    Shape("head", "Q8_0", 576, 49152, "high"),
+    Shape("head", "Q8_0", 576, 49152, 0.25),
 )
 LLAMA_8B = (
     *(
@@ -51,7 +51,7 @@ LLAMA_8B = (
         for qtype in ("Q4_0", "Q4_K")
         for name, k, n in (("qkv", 4096, 6144), ("o", 4096, 4096), ("gate+up", 4096, 28672), ("down", 14336, 4096))
     ),
-    Shape("head", "Q6_K", 4096, 128256, "high"),
+    Shape("head", "Q6_K", 4096, 128256, 0.25),
 )
 SHAPES = {"bundled": BUNDLED, "llama-3.1-8b": LLAMA_8B}
 
@@ -62,7 +62,7 @@ class Measurement:
     qtype: str
     k: int
     n: int
-    precision: str
+    fine_share: float
     rows: int
     gops: float
     gbytes_per_s: float
@@ -89,9 +89,12 @@ def random_weights(qtype: str, n: int, k: int) -> bytes:
 def measure(shape: Shape, isa: str, threads: int, seconds: float) -> list[Measurement]:
     """All row counts of one shape."""
     data = random_weights(shape.qtype, shape.n, shape.k)
-    layers = [linear.Layer([(shape.qtype, data, shape.n)], shape.k, isa, "int8", shape.precision)]
+    groups = np.arange(shape.k // 32)
+    is_fine = (groups * shape.fine_share) % 1 < shape.fine_share
+    fine_groups = is_fine.astype(np.uint8).tobytes() if shape.fine_share else b""
+    layers = [linear.Layer([(shape.qtype, data, shape.n)], shape.k, isa, "int8", fine_groups)]
     while len(layers) * layers[0].bytes < FOOTPRINT_BYTES:
-        layers.append(linear.Layer([(shape.qtype, data, shape.n)], shape.k, isa, "int8", shape.precision))
+        layers.append(linear.Layer([(shape.qtype, data, shape.n)], shape.k, isa, "int8", fine_groups))
     results = []
     for rows in ROWS:
         if shape.name == "head" and rows > DECODE_ROWS:  # only sampled rows ever reach it
@@ -101,7 +104,7 @@ def measure(shape: Shape, isa: str, threads: int, seconds: float) -> list[Measur
         operations = 2.0 * rows * shape.n * shape.k
         results.append(
             Measurement(
-                shape.name, shape.qtype, shape.k, shape.n, shape.precision, rows,
+                shape.name, shape.qtype, shape.k, shape.n, shape.fine_share, rows,
                 operations / multiply_s / 1e9, layers[0].bytes / multiply_s / 1e9, quantise_s / multiply_s,
             )
         )  # fmt: skip

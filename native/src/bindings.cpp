@@ -37,7 +37,6 @@ constexpr std::pair<const char*, Isa> kIsas[] = {
 constexpr std::pair<const char*, ActivationType> kActivations[] = {{"int8", ActivationType::Int8},
                                                                    {"f32", ActivationType::F32}};
 constexpr std::pair<const char*, KvType> kKvTypes[] = {{"f16", KvType::F16}, {"q8", KvType::Q8}};
-constexpr std::pair<const char*, Precision> kPrecisions[] = {{"normal", Precision::Normal}, {"high", Precision::High}};
 constexpr std::pair<const char*, QType> kQTypes[] = {
     {"F32", QType::F32},   {"F16", QType::F16},   {"BF16", QType::BF16}, {"Q8_0", QType::Q8_0}, {"Q4_0", QType::Q4_0},
     {"Q4_1", QType::Q4_1}, {"Q4_K", QType::Q4_K}, {"Q5_K", QType::Q5_K}, {"Q6_K", QType::Q6_K}};
@@ -151,7 +150,7 @@ void construct_llama(Llama* self, int vocab_size, int hidden_size, int intermedi
 }
 
 void set_linear(Llama& self, const std::string& slot, int layer, nb::sequence tensors, int in_features,
-                const std::string& precision_name) {
+                const nb::bytes& fine_groups) {
   std::vector<LinearPart> parts;
   std::vector<Bytes> kept;
   for (nb::handle item : tensors) {
@@ -165,9 +164,9 @@ void set_linear(Llama& self, const std::string& slot, int layer, nb::sequence te
     kept.push_back(data);
   }
   const Llama::Slot where = by_name(slot, kSlots, "weight");
-  const Precision precision = by_name(precision_name, kPrecisions, "precision");
+  const std::vector<uint8_t> flags(fine_groups.c_str(), fine_groups.c_str() + fine_groups.size());
   nb::gil_scoped_release release;
-  self.set_linear(where, layer, parts, in_features, precision);
+  self.set_linear(where, layer, parts, in_features, flags);
 }
 
 nb::list execute(Llama& self, nb::sequence runs) {
@@ -269,7 +268,7 @@ void bind_runner(nb::module_& m) {
            nb::arg("tie_word_embeddings"), nb::arg("num_threads"), nb::arg("max_num_batched_tokens"),
            nb::arg("max_num_seqs"), nb::arg("isa"), nb::arg("activations"), nb::arg("kv_cache_dtype"))
       .def("set_linear", &set_linear, nb::arg("slot"), nb::arg("layer"), nb::arg("tensors"), nb::arg("in_features"),
-           nb::arg("precision"))
+           nb::arg("fine_groups") = nb::bytes("", 0))
       .def("set_norm",
            [](Llama& self, const std::string& norm, int layer, const Floats& values) {
              self.set_norm(by_name(norm, kNorms, "norm"), layer, values.data(), static_cast<int>(values.size()));

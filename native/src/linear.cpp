@@ -72,7 +72,13 @@ class RowActivations final : public Activations {
  public:
   RowActivations(Isa isa, ActivationType type) : kernels_(kernels(isa)), default_type_(type) {}
 
-  void require(const Linear& layer) override { add_form(layer.activation_type(), layer.precision()); }
+  void require(const Linear& layer) override {
+    add_form(layer.activation_type(), layer.precision());
+    if (layer.fine_groups().empty()) return;
+    if (!fine_groups_.empty() && fine_groups_ != layer.fine_groups())
+      throw std::logic_error("activations can have the fine groups of one kind of layer only");
+    fine_groups_ = layer.fine_groups();
+  }
 
   void reserve(int max_rows, int k) override {
     if (!float_.needed && !normal_.needed && !high_.needed) add_form(default_type_, Precision::Normal);
@@ -99,7 +105,8 @@ class RowActivations final : public Activations {
         kernels_.quantize_normal(row + begin * kGroup, count * kGroup, reinterpret_cast<Int8Record*>(out));
       });
       high_.for_blocks(r, k_ / kGroup, [&](int begin, int count, uint8_t* out) {
-        kernels_.quantize_high(row + begin * kGroup, count * kGroup, reinterpret_cast<Int16Record*>(out));
+        kernels_.quantize_high(row + begin * kGroup, count * kGroup, fine_groups_.data() + begin,
+                               reinterpret_cast<Int16Record*>(out));
       });
     }
   }
@@ -142,6 +149,7 @@ class RowActivations final : public Activations {
   ActivationType default_type_;
   int k_ = 0, max_rows_ = 0;
   Form float_, normal_, high_;
+  std::vector<uint8_t> fine_groups_;   // of high_
 };
 
 struct Segment {
@@ -155,9 +163,13 @@ struct Segment {
 
 class PanelLinear final : public Linear {
  public:
-  PanelLinear(const LinearPart* parts, int num_parts, int k, Isa isa, ActivationType act, Precision precision)
-      : kernels_(kernels(isa)), k_(k), type_(act), precision_(precision) {
+  PanelLinear(const LinearPart* parts, int num_parts, int k, Isa isa, ActivationType act,
+              const std::vector<uint8_t>& fine_groups)
+      : kernels_(kernels(isa)), k_(k), type_(act), fine_groups_(fine_groups) {
     if (!isa_available(isa)) throw std::invalid_argument("this machine cannot run the instruction set asked for");
+    if (!fine_groups.empty() && fine_groups.size() * kGroup != size_t(k))
+      throw std::invalid_argument("there are " + std::to_string(fine_groups.size()) + " flags of groups of 32 for rows of " +
+                                  std::to_string(k));
     for (int i = 0; i < num_parts; ++i) {
       check_block(parts[i].qtype, k);
       if (parts[i].n <= 0) throw std::invalid_argument("a linear layer needs at least one output");
@@ -170,12 +182,13 @@ class PanelLinear final : public Linear {
   int in_features() const override { return k_; }
   size_t bytes() const override { return bytes_; }
   ActivationType activation_type() const override { return type_; }
-  Precision precision() const override { return precision_; }
+  Precision precision() const override { return fine_groups_.empty() ? Precision::Normal : Precision::High; }
+  const std::vector<uint8_t>& fine_groups() const override { return fine_groups_; }
 
   void forward(const Activations& x, int num_rows, float* y, int64_t ldy, Epilogue epilogue, int part,
                int num_parts) const override {
     const auto* rows = dynamic_cast<const RowActivations*>(&x);
-    if (rows == nullptr || rows->k() != k_ || num_rows > rows->max_rows() || !rows->form(type_, precision_).needed) {
+    if (rows == nullptr || rows->k() != k_ || num_rows > rows->max_rows() || !rows->form(type_, precision()).needed) {
       throw std::logic_error("these activations were not prepared for this layer");
     }
     if (num_rows <= 0) return;
@@ -232,14 +245,14 @@ class PanelLinear final : public Linear {
   MatmulJob job_for(const Segment& s, const RowActivations& rows, int num_rows, int from, int to) const {
     MatmulJob job{};
     job.qtype = s.qtype;
-    job.precision = precision_;
+    job.precision = precision();
     job.panels = s.panels.data();
     job.panel_bytes = s.panel_bytes;
     job.n = s.n;
     job.k = k_;
     job.panel_begin = from;
     job.panel_end = to;
-    job.activations = rows.form(type_, precision_).rows();
+    job.activations = rows.form(type_, precision()).rows();
     job.num_rows = num_rows;
     return job;
   }
@@ -266,7 +279,7 @@ class PanelLinear final : public Linear {
   const KernelTable& kernels_;
   int k_, n_ = 0, num_panels_ = 0;
   ActivationType type_;
-  Precision precision_;
+  std::vector<uint8_t> fine_groups_;
   size_t bytes_ = 0;
   std::vector<Segment> segments_;
 };
@@ -310,15 +323,15 @@ size_t row_bytes(QType qtype, int k) {
 }
 
 std::unique_ptr<Linear> make_linear(QType qtype, const uint8_t* data, int n, int k, Isa isa, ActivationType act,
-                                    Precision precision) {
+                                    const std::vector<uint8_t>& fine_groups) {
   const LinearPart part{qtype, data, n};
-  return std::make_unique<PanelLinear>(&part, 1, k, isa, act, precision);
+  return std::make_unique<PanelLinear>(&part, 1, k, isa, act, fine_groups);
 }
 
 std::unique_ptr<Linear> make_fused_linear(const LinearPart* parts, int num_parts, int k, Isa isa, ActivationType act,
-                                          Precision precision) {
+                                          const std::vector<uint8_t>& fine_groups) {
   if (num_parts <= 0) throw std::invalid_argument("a linear layer needs at least one matrix");
-  return std::make_unique<PanelLinear>(parts, num_parts, k, isa, act, precision);
+  return std::make_unique<PanelLinear>(parts, num_parts, k, isa, act, fine_groups);
 }
 
 std::unique_ptr<Activations> make_activations(Isa isa, ActivationType act) {

@@ -388,36 +388,44 @@ inline void store_bytes(const __m256i* q, uint8_t* out) {
 }
 
 // Rounds to nearest even.
-template <class Record, class Store>
-inline void quantize_groups(const float* x, int k, float levels, Record* out, const Store& store) {
+template <class Record, class Form, class Store>
+inline void quantize_groups(const float* x, int k, const Form& form_of, Record* out, const Store& store) {
   for (int g = 0; g < k / kGroup; ++g, x += kGroup) {
+    const LevelForm form = form_of(g);
     __m256 v[4];
     TAMPU_UNROLL for (int i = 0; i < 4; ++i) v[i] = _mm256_loadu_ps(x + 8 * i);
-    const GroupRange range = range_of(v, levels);
+    const GroupRange range = range_of(v, form.largest);
     __m256i q[4];
     TAMPU_UNROLL for (int i = 0; i < 4; ++i) {
       const __m256 level =
           _mm256_mul_ps(_mm256_sub_ps(v[i], _mm256_set1_ps(range.offset)), _mm256_set1_ps(range.inverse));
-      q[i] = _mm256_cvtps_epi32(_mm256_min_ps(level, _mm256_set1_ps(levels)));
+      q[i] = _mm256_cvtps_epi32(_mm256_min_ps(level, _mm256_set1_ps(form.largest)));
       if (range.inverse == 0.0f) q[i] = _mm256_setzero_si256();
     }
-    store(out[g], q);
+    store(out[g], q, form.shift);
     const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
-    out[g].group = group_levels(range, add_lanes(sums));
+    out[g].group = group_levels(range, add_lanes(sums), form);
   }
 }
 
 void quantize_normal(const float* x, int k, Int8Record* out) {
-  quantize_groups(x, k, kNormalLevels, out, [](Int8Record& record, const __m256i* q) { store_bytes(q, record.level); });
+  quantize_groups(
+      x, k, [](int) { return kNormalForm; }, out,
+      [](Int8Record& record, const __m256i* q, int) { store_bytes(q, record.level); });
 }
 
-void quantize_high(const float* x, int k, Int16Record* out) {
-  quantize_groups(x, k, kHighLevels, out, [](Int16Record& record, const __m256i* q) {
-    __m256i high[4];
-    for (int i = 0; i < 4; ++i) high[i] = _mm256_srli_epi32(q[i], 8);
-    store_bytes(high, record.high);
-    store_bytes(q, record.low);
-  });
+void quantize_high(const float* x, int k, const uint8_t* is_fine, Int16Record* out) {
+  quantize_groups(
+      x, k, [is_fine](int g) { return high_form(is_fine, g); }, out,
+      [](Int16Record& record, const __m256i* q, int shift) {
+        __m256i low[4], high[4];
+        for (int i = 0; i < 4; ++i) {
+          low[i] = _mm256_slli_epi32(q[i], shift);
+          high[i] = _mm256_srli_epi32(low[i], 8);
+        }
+        store_bytes(high, record.high);
+        store_bytes(low, record.low);
+      });
 }
 
 inline __m256 silu_mul8(__m256 gate, __m256 up) { return _mm256_mul_ps(silu(gate), up); }

@@ -121,7 +121,7 @@ struct EightRanges {
   alignas(32) float scale[8], offset[8], inverse[8];
 };
 
-inline void find_ranges(const float* x, int count, float levels, EightRanges& out) {
+inline void find_ranges(const float* x, int count, const float* levels, EightRanges& out) {
   __m256 smallest[8], largest[8];
   unsigned not_finite = 0;
   TAMPU_UNROLL for (int g = 0; g < 8; ++g) {
@@ -136,7 +136,7 @@ inline void find_ranges(const float* x, int count, float levels, EightRanges& ou
   }
   const __m256 low = reduce_each(smallest, [](__m256 a, __m256 b) { return _mm256_min_ps(a, b); });
   const __m256 high = reduce_each(largest, [](__m256 a, __m256 b) { return _mm256_max_ps(a, b); });
-  const __m256 all = _mm256_set1_ps(levels), sign = _mm256_set1_ps(-0.0f);
+  const __m256 all = _mm256_load_ps(levels), sign = _mm256_set1_ps(-0.0f);
   const __m256 magnitude = _mm256_max_ps(_mm256_andnot_ps(sign, low), _mm256_andnot_ps(sign, high));
   const __mmask8 used = _mm256_cmp_ps_mask(magnitude, _mm256_set1_ps(__builtin_bit_cast(float, kTinyBits)), _CMP_GE_OQ);
   const __m256 scale = _mm256_sub_ps(_mm256_div_ps(high, all), _mm256_div_ps(low, all));
@@ -156,10 +156,12 @@ inline __m512i levels_of(const float* x, __m512 offset, __m512 inverse, __mmask1
 }
 
 // store(record, a, b) writes the levels of values 0-15 and 16-31.
-template <class Record, class Store>
-inline void quantize_groups(const float* x, int k, float levels, Record* out, const Store& store) {
-  for (int left = k / kGroup; left > 0; left -= 8, x += 8 * kGroup, out += 8) {
+template <class Record, class Form, class Store>
+inline void quantize_groups(const float* x, int k, const Form& form_of, Record* out, const Store& store) {
+  for (int first = 0, left = k / kGroup; left > 0; first += 8, left -= 8, x += 8 * kGroup, out += 8) {
     const int count = left < 8 ? left : 8;
+    alignas(32) float levels[8];
+    TAMPU_UNROLL for (int g = 0; g < 8; ++g) levels[g] = form_of(first + (g < count ? g : 0)).largest;
     EightRanges ranges;
     find_ranges(x, count, levels, ranges);
     __m256 sums[8];
@@ -168,9 +170,9 @@ inline void quantize_groups(const float* x, int k, float levels, Record* out, co
       if (g >= count) continue;
       const __m512 offset = _mm512_set1_ps(ranges.offset[g]), inverse = _mm512_set1_ps(ranges.inverse[g]);
       const __mmask16 used = _mm512_cmp_ps_mask(inverse, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-      const __m512i a = levels_of(x + g * kGroup, offset, inverse, used, levels);
-      const __m512i b = levels_of(x + g * kGroup + 16, offset, inverse, used, levels);
-      store(out[g], a, b);
+      const __m512i a = levels_of(x + g * kGroup, offset, inverse, used, levels[g]);
+      const __m512i b = levels_of(x + g * kGroup + 16, offset, inverse, used, levels[g]);
+      store(out[g], a, b, form_of(first + g).shift);
       const __m512i both = _mm512_add_epi32(a, b);
       sums[g] = _mm256_castsi256_ps(_mm256_add_epi32(_mm512_castsi512_si256(both), _mm512_extracti32x8_epi32(both, 1)));
     }
@@ -180,7 +182,7 @@ inline void quantize_groups(const float* x, int k, float levels, Record* out, co
     alignas(32) int32_t level_sum[8];
     _mm256_store_si256(reinterpret_cast<__m256i*>(level_sum), _mm256_castps_si256(total));
     for (int g = 0; g < count; ++g)
-      out[g].group = group_levels({ranges.scale[g], ranges.offset[g], ranges.inverse[g]}, level_sum[g]);
+      out[g].group = group_levels({ranges.scale[g], ranges.offset[g], ranges.inverse[g]}, level_sum[g], form_of(first + g));
   }
 }
 
@@ -190,15 +192,20 @@ inline void store_bytes(uint8_t* out, __m512i a, __m512i b) {
 }
 
 void quantize_normal(const float* x, int k, Int8Record* out) {
-  quantize_groups(x, k, kNormalLevels, out,
-                  [](Int8Record& record, __m512i a, __m512i b) { store_bytes(record.level, a, b); });
+  quantize_groups(
+      x, k, [](int) { return kNormalForm; }, out,
+      [](Int8Record& record, __m512i a, __m512i b, int) { store_bytes(record.level, a, b); });
 }
 
-void quantize_high(const float* x, int k, Int16Record* out) {
-  quantize_groups(x, k, kHighLevels, out, [](Int16Record& record, __m512i a, __m512i b) {
-    store_bytes(record.high, _mm512_srli_epi32(a, 8), _mm512_srli_epi32(b, 8));
-    store_bytes(record.low, a, b);   // the low byte of each
-  });
+void quantize_high(const float* x, int k, const uint8_t* is_fine, Int16Record* out) {
+  quantize_groups(
+      x, k, [is_fine](int g) { return high_form(is_fine, g); }, out,
+      [](Int16Record& record, __m512i a, __m512i b, int shift) {
+        const __m512i low_a = _mm512_slli_epi32(a, static_cast<unsigned>(shift));
+        const __m512i low_b = _mm512_slli_epi32(b, static_cast<unsigned>(shift));
+        store_bytes(record.high, _mm512_srli_epi32(low_a, 8), _mm512_srli_epi32(low_b, 8));
+        store_bytes(record.low, low_a, low_b);   // the low byte of each
+      });
 }
 
 void silu_mul_row(const float* gate, const float* up, int n, float* out) {

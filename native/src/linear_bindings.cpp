@@ -52,10 +52,6 @@ ActivationType activation_of(const std::string& name) {
                                  "activation type");
 }
 
-Precision precision_of(const std::string& name) {
-  return by_name<Precision>(name, {{"normal", Precision::Normal}, {"high", Precision::High}}, "precision");
-}
-
 NumpyMatrix new_matrix(size_t rows, size_t columns) {
   auto* data = new float[rows * columns]();
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
@@ -68,7 +64,7 @@ class Layer {
   using Part = std::tuple<std::string, nb::bytes, int>;
 
   Layer(const std::vector<Part>& parts, int k, const std::string& isa, const std::string& activations,
-        const std::string& precision)
+        const nb::bytes& fine_groups)
       : isa_(isa_of(isa)), type_(activation_of(activations)) {
     std::vector<LinearPart> matrices;
     for (const auto& [name, data, n] : parts) {
@@ -80,7 +76,7 @@ class Layer {
       matrices.push_back({qtype, reinterpret_cast<const uint8_t*>(data.c_str()), n});
     }
     linear_ = make_fused_linear(matrices.data(), static_cast<int>(matrices.size()), k, isa_, type_,
-                                precision_of(precision));
+                                {fine_groups.c_str(), fine_groups.c_str() + fine_groups.size()});
   }
 
   const Linear& linear() const { return *linear_; }
@@ -173,8 +169,8 @@ void bind_linear(nb::module_& m) {
   sub.def("int8_dot_ops_per_s", &int8_dot_ops_per_s, nb::arg("num_threads"), nb::arg("seconds"),
           nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Layer>(sub, "Layer")
-      .def(nb::init<const std::vector<Layer::Part>&, int, const std::string&, const std::string&, const std::string&>(),
-           nb::arg("parts"), nb::arg("k"), nb::arg("isa"), nb::arg("activations"), nb::arg("precision") = "normal")
+      .def(nb::init<const std::vector<Layer::Part>&, int, const std::string&, const std::string&, const nb::bytes&>(),
+           nb::arg("parts"), nb::arg("k"), nb::arg("isa"), nb::arg("activations"), nb::arg("fine_groups") = nb::bytes("", 0))
       .def("forward", &Layer::forward, nb::arg("x"), nb::arg("num_parts") = 1)
       .def("forward_add", &Layer::forward_add, nb::arg("x"), nb::arg("y"), nb::arg("num_parts") = 1)
       .def("forward_silu_mul", &Layer::forward_silu_mul, nb::arg("x"), nb::arg("num_parts") = 1)

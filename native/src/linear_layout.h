@@ -67,13 +67,13 @@ struct GroupLevels {
   float scale;
   float offset;    // the smallest value
   float sum;       // of all 32 values as kept
-  float unused;
+  float fine;      // Precision::High: not 0 where `low` says anything; the same for all rows
 };
 struct Int8Record {       // Precision::Normal: 8-bit levels
   uint8_t level[kGroup];
   GroupLevels group;
 };
-struct Int16Record {      // Precision::High: level = 256 * high + low
+struct Int16Record {      // Precision::High: level = 256 * high + low, with low = 0 in a group that is not fine
   uint8_t high[kGroup];
   uint8_t low[kGroup];
   GroupLevels group;

@@ -108,9 +108,11 @@ struct Portable {
   }
 };
 
-template <class Record, class Store>
-void quantize_groups(const float* x, int k, float levels, Record* out, const Store& store) {
+// form(g): of group g's levels.
+template <class Record, class Form, class Store>
+void quantize_groups(const float* x, int k, const Form& form_of, Record* out, const Store& store) {
   for (int g = 0; g < k / kGroup; ++g, x += kGroup) {
+    const LevelForm form = form_of(g);
     uint32_t magnitude = 0;
     float smallest = x[0], largest = x[0];
     for (int i = 0; i < kGroup; ++i) {
@@ -119,28 +121,31 @@ void quantize_groups(const float* x, int k, float levels, Record* out, const Sto
       smallest = x[i] < smallest ? x[i] : smallest;
       largest = x[i] > largest ? x[i] : largest;
     }
-    const GroupRange range = group_range(magnitude, smallest, largest, levels);
+    const GroupRange range = group_range(magnitude, smallest, largest, form.largest);
     int32_t sum = 0;
     for (int i = 0; i < kGroup; ++i) {
       const float level = std::nearbyint((x[i] - range.offset) * range.inverse);
-      const int32_t q = range.inverse == 0.0f ? 0 : static_cast<int32_t>(level < levels ? level : levels);
-      store(out[g], i, q);
+      const int32_t q = range.inverse == 0.0f ? 0 : static_cast<int32_t>(level < form.largest ? level : form.largest);
+      store(out[g], i, q << form.shift);
       sum += q;
     }
-    out[g].group = group_levels(range, sum);
+    out[g].group = group_levels(range, sum, form);
   }
 }
 
 void quantize_normal(const float* x, int k, Int8Record* out) {
-  quantize_groups(x, k, kNormalLevels, out,
-                  [](Int8Record& record, int i, int32_t q) { record.level[i] = static_cast<uint8_t>(q); });
+  quantize_groups(
+      x, k, [](int) { return kNormalForm; }, out,
+      [](Int8Record& record, int i, int32_t q) { record.level[i] = static_cast<uint8_t>(q); });
 }
 
-void quantize_high(const float* x, int k, Int16Record* out) {
-  quantize_groups(x, k, kHighLevels, out, [](Int16Record& record, int i, int32_t q) {
-    record.high[i] = static_cast<uint8_t>(q >> 8);
-    record.low[i] = static_cast<uint8_t>(q & 255);
-  });
+void quantize_high(const float* x, int k, const uint8_t* is_fine, Int16Record* out) {
+  quantize_groups(
+      x, k, [is_fine](int g) { return high_form(is_fine, g); }, out,
+      [](Int16Record& record, int i, int32_t q) {
+        record.high[i] = static_cast<uint8_t>(q >> 8);
+        record.low[i] = static_cast<uint8_t>(q & 255);
+      });
 }
 
 void silu_mul_row(const float* gate, const float* up, int n, float* out) {

@@ -1,5 +1,5 @@
 // Quantisation of one activation group, the plain definition: x is kept as offset + scale * level with offset the
-// smallest of the 32 values, scale = range / 255 (Normal) or / 65535 (High), and level rounded to nearest even.
+// smallest of the 32 values, scale = range / 255 or, in a fine group, range / 65535, and level rounded to nearest even.
 // A group with a NaN or an infinity gets a NaN scale, so that the whole output row shows it; a group whose values are
 // all below 2^-100 counts as zero; one without range is its offset alone.
 #pragma once
@@ -13,8 +13,18 @@ namespace {
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 constexpr uint32_t kTinyBits = 0x0d800000u;   // 2^-100
 constexpr float kTinyScale = 0x1p-110f;
-constexpr float kNormalLevels = 255.0f;
-constexpr float kHighLevels = 65535.0f;
+
+// What a group's levels are: the largest one, and how far to the left they are kept. A group of a High record that is
+// not fine holds the levels of a Normal one in its high bytes, so it gives the same sums times 256, exactly.
+struct LevelForm {
+  float largest;
+  int shift;
+};
+constexpr LevelForm kNormalForm{255.0f, 0}, kFineForm{65535.0f, 0}, kCoarseForm{255.0f, 8};
+
+inline LevelForm high_form(const uint8_t* is_fine, int group) {
+  return is_fine == nullptr || is_fine[group] != 0 ? kFineForm : kCoarseForm;
+}
 
 struct GroupRange {
   float scale;
@@ -31,8 +41,11 @@ inline GroupRange group_range(uint32_t magnitude_bits, float smallest, float lar
   return {scale, smallest, 1.0f / scale};
 }
 
-inline GroupLevels group_levels(const GroupRange& range, int32_t level_sum) {
-  return {range.scale, range.offset, range.scale * static_cast<float>(level_sum) + 32.0f * range.offset, 0.0f};
+// level_sum: of the levels before they are shifted.
+inline GroupLevels group_levels(const GroupRange& range, int32_t level_sum, const LevelForm& form) {
+  const float scale = form.shift == 0 ? range.scale : range.scale / 256.0f;
+  return {scale, range.offset, range.scale * static_cast<float>(level_sum) + 32.0f * range.offset,
+          form.shift == 0 ? 1.0f : 0.0f};
 }
 
 }  // namespace

@@ -102,8 +102,10 @@ inline void accumulate(const Words& words, int begin, int end, const float* weig
     TAMPU_UNROLL for (int r = 0; r < R; ++r) {
       TAMPU_UNROLL for (int h = 0; h < 2; ++h) acc[r][h] = _mm512_slli_epi32(acc[r][h], 8);
     }
-    asm volatile("" ::: "memory");   // or the compiler keeps all the words for this pass, in memory
-    dot_words<R>(words, begin, end, rows, kGroup, acc);
+    if (levels_of_row<P>(rows[0]).fine != 0.0f) {
+      asm volatile("" ::: "memory");   // or the compiler keeps all the words for this pass, in memory
+      dot_words<R>(words, begin, end, rows, kGroup, acc);
+    }
   }
   const __m512 s0 = _mm512_load_ps(weight_scale), s1 = _mm512_load_ps(weight_scale + 16);
   TAMPU_UNROLL for (int r = 0; r < R; ++r) {

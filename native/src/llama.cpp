@@ -51,7 +51,7 @@ Llama::Llama(LlamaConfig model, RunnerConfig runner)
       pool_(runner.num_threads) {}
 
 void Llama::set_linear(Slot slot, int layer, const std::vector<LinearPart>& parts, int in_features,
-                       Precision precision) {
+                       const std::vector<uint8_t>& fine_groups) {
   const bool is_in_layer = slot != Slot::LmHead && slot != Slot::EmbedTokens;
   if (is_in_layer && (layer < 0 || layer >= model_.num_layers)) refuse("layer index is out of range");
   int n = 0, k = model_.hidden_size, wanted = model_.vocab_size;
@@ -69,9 +69,9 @@ void Llama::set_linear(Slot slot, int layer, const std::vector<LinearPart>& part
   if (n != wanted) refuse("a weight has " + std::to_string(n) + " rows where " + std::to_string(wanted) + " are needed");
   if (slot == Slot::GateUpProj && (parts.size() != 2 || parts[0].n != parts[1].n))
     refuse("gate_up_proj needs two parts of one size, gate and up");
-  *to = parts.size() == 1 ? make_linear(parts[0].qtype, parts[0].data, n, k, runner_.isa, runner_.activations, precision)
+  *to = parts.size() == 1 ? make_linear(parts[0].qtype, parts[0].data, n, k, runner_.isa, runner_.activations, fine_groups)
                           : make_fused_linear(parts.data(), static_cast<int>(parts.size()), k, runner_.isa,
-                                              runner_.activations, precision);
+                                              runner_.activations, fine_groups);
 }
 
 void Llama::set_norm(Norm norm, int layer, const float* values, int n) {

@@ -84,9 +84,12 @@ class Llama:
         layer: int,
         tensors: Sequence[tuple[str, npt.NDArray[np.uint8], int]],
         in_features: int,
-        precision: str,
+        fine_groups: bytes = b"",
     ) -> None:
-        """Pack (qtype, bytes, rows) tensors, several side by side for a fused layer. Releases the interpreter."""
+        """Pack (qtype, bytes, rows) tensors, several side by side for a fused layer. Releases the interpreter.
+
+        fine_groups: empty, or a byte for each group of 32 inputs; where it is not 0, int8 activations keep 16 bits.
+        """
 
     def set_norm(self, norm: str, layer: int, values: npt.NDArray[np.float32]) -> None: ...
     def allocate(self, num_blocks: int, block_size: int) -> None:
@@ -118,7 +121,7 @@ class linear:  # noqa: N801 - a submodule
             k: int,
             isa: str,
             activations: str,
-            precision: str = "normal",
+            fine_groups: bytes = b"",
         ) -> None: ...
         def forward(self, x: npt.NDArray[np.float32], num_parts: int = 1) -> npt.NDArray[np.float32]:
             """(n, k) -> (n, out_features); a row's bits depend on that row alone. Releases the interpreter."""

@@ -297,13 +297,13 @@ def test_wrong_weight_shapes_are_refused(tiny: Checkpoint) -> None:
     assert llama is not None
     data = np.zeros(64 * 64 * 4, dtype=np.uint8)
     with pytest.raises(ValueError, match="rows"):
-        llama.set_linear("o_proj", 0, [("F32", data, 63)], 64, "normal")
+        llama.set_linear("o_proj", 0, [("F32", data, 63)], 64)
     with pytest.raises(ValueError, match="rows"):
-        llama.set_linear("o_proj", 0, [("F32", data[: 32 * 64 * 4], 32)], 64, "normal")
+        llama.set_linear("o_proj", 0, [("F32", data[: 32 * 64 * 4], 32)], 64)
     with pytest.raises(ValueError, match="layer"):
-        llama.set_linear("o_proj", 2, [("F32", data, 64)], 64, "normal")
+        llama.set_linear("o_proj", 2, [("F32", data, 64)], 64)
     with pytest.raises(ValueError, match="known"):
-        llama.set_linear("x_proj", 0, [("F32", data, 64)], 64, "normal")
+        llama.set_linear("x_proj", 0, [("F32", data, 64)], 64)
     with pytest.raises(ValueError, match="hidden_size"):
         llama.set_norm("norm", 0, np.zeros(63, dtype=np.float32))
 
@@ -328,3 +328,12 @@ def test_unknown_choices_are_refused(tiny: Checkpoint, monkeypatch: pytest.Monke
         CpuRunner(tiny, ENGINE, CpuRunnerConfig(isa="avx2"))
     with pytest.raises(AdapterError):
         CpuRunner(tiny, ENGINE).add_adapter("lora", "/nowhere")
+
+
+def test_the_groups_that_the_final_norm_scales_up_most_are_fine() -> None:
+    norm = np.ones(9 * 32, dtype=np.float32)
+    norm[[3 * 32, 8 * 32 + 31]] = 5, -7
+    norm[32:64] = 1.5
+    assert list(cpu.fine_groups_of_head(norm)) == [0, 1, 0, 1, 0, 0, 0, 0, 1]  # a quarter, rounded up
+    assert list(cpu.fine_groups_of_head(norm[:32])) == [1]
+    assert cpu.fine_groups_of_head(norm[:48]) == b""

@@ -99,11 +99,11 @@ def test_f32_activations_prove_the_code(comparisons: dict[str, Comparison]) -> N
     assert comparisons["f32"].agreement >= 0.999
 
 
-@pytest.mark.parametrize("name", ["int8", "int8, q8 cache"])
-def test_eight_bits_cost_what_was_agreed(comparisons: dict[str, Comparison], name: str) -> None:
+@pytest.mark.parametrize(("name", "most"), [("int8", 1e-3), ("int8, q8 cache", 2.5e-3)])
+def test_eight_bits_cost_what_was_agreed(comparisons: dict[str, Comparison], name: str, most: float) -> None:
     perplexity = comparisons["reference"].perplexity
     assert 2 < perplexity < 100, "the text must be neither memorised nor noise"
-    assert comparisons[name].mean_kl <= 2.5e-3
+    assert comparisons[name].mean_kl <= most
     assert abs(comparisons[name].perplexity / perplexity - 1) < 0.005
 
 

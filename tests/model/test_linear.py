@@ -19,7 +19,8 @@ ISAS = linear.available_isas()
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")
 QUANTIZED = FORMATS[3:]
 BLOCK = {name: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0] for name in FORMATS}
-MODES = (("f32", "normal"), ("int8", "normal"), ("int8", "high"))
+MODES = (("f32", "none"), ("int8", "none"), ("int8", "some"), ("int8", "all"))
+FINE = ("none", "some", "all")  # which groups of activations keep 16 bits
 
 Floats = NDArray[np.float32]
 
@@ -52,17 +53,24 @@ def stored_values(name: str, raw: NDArray[np.uint8]) -> Floats:
     return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name]).astype(np.float32, copy=False)
 
 
-def layer(name: str, raw: NDArray[np.uint8], k: int, isa: str, activations: str, precision: str = "normal"):
-    return linear.Layer([(name, raw.tobytes(), raw.shape[0])], k, isa, activations, precision)
+def layer(name: str, raw: NDArray[np.uint8], k: int, isa: str, activations: str, fine: str = "none"):
+    flags = b"" if fine == "none" else fine_flags(k, fine).astype(np.uint8).tobytes()
+    return linear.Layer([(name, raw.tobytes(), raw.shape[0])], k, isa, activations, flags)
 
 
-def kept_activations(x: Floats, levels: int) -> NDArray[np.float64]:
+def fine_flags(k: int, fine: str) -> NDArray[np.bool_]:
+    groups = np.arange(k // 32)
+    return {"none": groups < 0, "some": groups % 3 == 1, "all": groups >= 0}[fine]
+
+
+def kept_activations(x: Floats, fine: str) -> NDArray[np.float64]:
     """What groups of 32 keep of x, by the definition in the native sources: offset + scale * level."""
     groups = x.reshape(x.shape[0], -1, 32)
+    levels = np.where(fine_flags(x.shape[1], fine), np.float32(65535), np.float32(255))
     smallest, largest = groups.min(axis=-1), groups.max(axis=-1)
-    scale = largest / np.float32(levels) - smallest / np.float32(levels)
+    scale = largest / levels - smallest / levels
     inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, np.float32(1)), np.float32(0))
-    level = np.minimum(np.rint((groups - smallest[..., None]) * inverse[..., None]), levels)
+    level = np.minimum(np.rint((groups - smallest[..., None]) * inverse[..., None]), levels[:, None])
     kept = smallest.astype(np.float64)[..., None] + level * scale.astype(np.float64)[..., None]
     return kept.reshape(x.shape)
 
@@ -109,25 +117,37 @@ def test_f32_activations_match_float64(name: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("precision", ["normal", "high"])
+@pytest.mark.parametrize("fine", FINE)
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_8_bit_activations_are_the_stated_integer_arithmetic(name: str, precision: str, isa: str) -> None:
+def test_8_bit_activations_are_the_stated_integer_arithmetic(name: str, fine: str, isa: str) -> None:
     rng = np.random.default_rng(4)
     for (n, k), rows in itertools.product(shapes(name), (1, 5)):
         raw = random_blocks(rng, name, n, k)
         weights = stored_values(name, raw).astype(np.float64)
         x = (rng.standard_normal((rows, k)) * rng.choice([1e-6, 1.0, 1e4], (rows, 1))).astype(np.float32)
-        x_kept = kept_activations(x, 255 if precision == "normal" else 65535)
-        assert np.abs(x_kept - x).max() <= np.abs(x).max() * (0.005 if precision == "normal" else 2e-5)
-        y = layer(name, raw, k, isa, "int8", precision).forward(x)
+        x_kept = kept_activations(x, fine)
+        assert np.abs(x_kept - x).max() <= np.abs(x).max() * (2e-5 if fine == "all" else 0.005)
+        y = layer(name, raw, k, isa, "int8", fine).forward(x)
         # Rounding of the float sums only: the integers are exact. Minima and quants cancel, hence the factor 40.
         assert_close(y, x_kept @ weights.T, np.abs(x_kept) @ np.abs(weights.T) * 40, 1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("precision", ["normal", "high"])
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_the_largest_integers_do_not_overflow(name: str, precision: str, isa: str) -> None:
+def test_without_fine_groups_nothing_but_the_form_changes(name: str, isa: str) -> None:
+    rng = np.random.default_rng(14)
+    n, k = 65, 1024
+    raw = random_blocks(rng, name, n, k)
+    x = rng.standard_normal((17, k)).astype(np.float32)
+    coarse = linear.Layer([(name, raw.tobytes(), n)], k, isa, "int8", bytes(k // 32))
+    y = layer(name, raw, k, isa, "int8").forward(x)
+    assert_close(coarse.forward(x), y, np.abs(x) @ np.abs(stored_values(name, raw)).T, 1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fine", FINE)
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_the_largest_integers_do_not_overflow(name: str, fine: str, isa: str) -> None:
     n, k = 32, 256
     signs = np.array([[1], [-1]], np.float32)
     x = np.concatenate([np.ones((2, k), np.float32) * signs, np.tile(signs.T, (1, k // 2)).astype(np.float32)])
@@ -142,17 +162,17 @@ def test_the_largest_integers_do_not_overflow(name: str, precision: str, isa: st
             if name in ("Q4_1", "Q4_K", "Q5_K"):
                 blocks[..., 2:4] = half
         weights = stored_values(name, raw).astype(np.float64)
-        y = layer(name, raw, k, isa, "int8", precision).forward(x)
+        y = layer(name, raw, k, isa, "int8", fine).forward(x)
         assert_close(y, x @ weights.T, np.abs(x) @ np.abs(weights.T) + 40, 1e-6)
 
 
-@pytest.mark.parametrize(("activations", "precision"), MODES)
+@pytest.mark.parametrize(("activations", "fine"), MODES)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_row_has_the_same_bits_in_any_company(name: str, isa: str, activations: str, precision: str) -> None:
+def test_a_row_has_the_same_bits_in_any_company(name: str, isa: str, activations: str, fine: str) -> None:
     rng = np.random.default_rng(5)
     n, k = 97, 1024
-    packed = layer(name, random_blocks(rng, name, n, k), k, isa, activations, precision)
+    packed = layer(name, random_blocks(rng, name, n, k), k, isa, activations, fine)
     x = rng.standard_normal((41, k)).astype(np.float32)
     alone = np.concatenate([packed.forward(x[i : i + 1]) for i in range(len(x))])
     for count, begin, parts in ((2, 0, 1), (3, 4, 2), (6, 1, 3), (7, 0, 4), (13, 20, 1), (41, 0, 2), (40, 1, 4)):
@@ -225,12 +245,12 @@ def test_gated_layers_equal_their_two_steps_bit_for_bit(isa: str, activations: s
         assert np.array_equal(fused.forward_silu_mul(x[:rows], num_parts), two_steps[:rows])
 
 
-@pytest.mark.parametrize(("activations", "precision"), MODES)
+@pytest.mark.parametrize(("activations", "fine"), MODES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_zero_tiny_and_huge_activations(isa: str, activations: str, precision: str) -> None:
+def test_zero_tiny_and_huge_activations(isa: str, activations: str, fine: str) -> None:
     rng = np.random.default_rng(10)
     raw = random_blocks(rng, "Q4_0", 32, 128)
-    packed = layer("Q4_0", raw, 128, isa, activations, precision)
+    packed = layer("Q4_0", raw, 128, isa, activations, fine)
     x = rng.standard_normal((4, 128)).astype(np.float32)
     x[0] = 0
     x[1, 32:64] = 0  # one group of zeros among others
@@ -245,15 +265,15 @@ def test_zero_tiny_and_huge_activations(isa: str, activations: str, precision: s
     assert np.abs(y[3] - expected[3]).max() <= 0.05 * np.abs(expected[3]).max()
 
 
-@pytest.mark.parametrize(("activations", "precision"), MODES)
+@pytest.mark.parametrize(("activations", "fine"), MODES)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_poisoned_row_shows_it_and_leaves_its_neighbours_alone(
-    bad: float, isa: str, activations: str, precision: str
+    bad: float, isa: str, activations: str, fine: str
 ) -> None:
     rng = np.random.default_rng(11)
     raw = gguf.quants.quantize(rng.standard_normal((32, 64)).astype(np.float32), gguf.GGMLQuantizationType.Q8_0)
-    packed = layer("Q8_0", raw.view(np.uint8), 64, isa, activations, precision)
+    packed = layer("Q8_0", raw.view(np.uint8), 64, isa, activations, fine)
     x = rng.standard_normal((3, 64)).astype(np.float32)
     clean = packed.forward(x)
     x[1, 5] = bad
@@ -271,6 +291,8 @@ def test_a_width_that_is_not_whole_blocks_is_refused_by_name(name: str) -> None:
 def test_wrong_byte_counts_and_widths_are_refused() -> None:
     with pytest.raises(ValueError, match="5 bytes are not 2 rows of 32"):
         linear.Layer([("Q8_0", b"12345", 2)], 32, "portable", "int8")
+    with pytest.raises(ValueError, match="2 flags of groups of 32 for rows of 32"):
+        linear.Layer([("Q8_0", bytes(34), 1)], 32, "portable", "int8", bytes(2))
     packed = linear.Layer([("Q8_0", bytes(34), 1)], 32, "portable", "int8")
     with pytest.raises(ValueError, match="wrong width"):
         packed.forward(np.zeros((1, 64), np.float32))

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tampu.core.json_text import read_json
 
-
 BORDERS = [-(2**63) - 1, -(2**63), 2**63, 2**64 - 1, 2**64, 10**300]
 
 

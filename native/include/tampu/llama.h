@@ -55,7 +55,8 @@ class Llama {
   // Weights, one call each, before allocate(). Shapes are checked; throws std::invalid_argument.
   enum class Slot { QkvProj, OProj, GateUpProj, DownProj, LmHead, EmbedTokens };
   enum class Norm { Input, PostAttention, Final };
-  void set_linear(Slot slot, int layer, const std::vector<LinearPart>& parts, int in_features, Precision precision);
+  void set_linear(Slot slot, int layer, const std::vector<LinearPart>& parts, int in_features,
+                  const std::vector<uint8_t>& fine_groups);
   void set_norm(Norm norm, int layer, const float* values, int n);
   // Throws std::logic_error when a weight is missing.
   void allocate(int num_blocks, int block_size);

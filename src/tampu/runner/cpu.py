@@ -6,6 +6,7 @@ text, no scheduling.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -38,8 +39,10 @@ LAYER_WEIGHTS = {
     "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "down_proj": ("mlp.down_proj",),
 }
-# Layers whose 8-bit activations keep a second level, because their error weighs most in the logits.
-HIGH_PRECISION_SLOTS = frozenset({"lm_head"})
+# Of the LM head's groups of inputs, the share whose 8-bit activations keep a second level. The error of the head goes
+# straight into the logits, and most of it comes from the few groups that the final norm scales up most.
+FINE_SHARE_OF_HEAD = 0.25
+GROUP_SIZE = 32
 LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -212,11 +215,13 @@ class CpuRunner:
     def _load_weights(self, llama: _native.Llama) -> None:
         config, checkpoint = self._model_config, self._checkpoint
 
+        final_norm = checkpoint.dequantize("model.norm.weight")
+
         def pack(slot: str, layer: int, names: Sequence[str]) -> None:
             tensors = [checkpoint.tensor(name) for name in names]
             parts = [(t.qtype, t.data, t.shape[0]) for t in tensors]
-            precision = "high" if slot in HIGH_PRECISION_SLOTS else "normal"
-            llama.set_linear(slot, layer, parts, tensors[0].shape[1], precision)
+            fine_groups = fine_groups_of_head(final_norm) if slot == "lm_head" else b""
+            llama.set_linear(slot, layer, parts, tensors[0].shape[1], fine_groups)
 
         def load_layer(layer: int) -> None:
             prefix = f"model.layers.{layer}."
@@ -234,7 +239,7 @@ class CpuRunner:
             jobs.extend(pool.submit(load_layer, layer) for layer in range(config.num_hidden_layers))
             for job in jobs:
                 job.result()
-        llama.set_norm("norm", 0, checkpoint.dequantize("model.norm.weight"))
+        llama.set_norm("norm", 0, final_norm)
         checkpoint.release_pages()  # the weights are held once, packed
 
     def _block_bytes(self) -> int:
@@ -294,3 +299,17 @@ def _choose_isa(wanted: str | None, available: Sequence[str]) -> str:
     if wanted not in available:
         raise ConfigError("isa", f"this machine cannot run {wanted}; it can run {', '.join(available)}")
     return wanted
+
+
+def fine_groups_of_head(final_norm: npt.NDArray[np.float32]) -> bytes:
+    """A byte for each group of the LM head's inputs: 1 where activations keep 16 bits, chosen by the norm's weight.
+
+    Empty where hidden_size is not whole groups: such a head has no 8-bit activations.
+    """
+    if final_norm.size % GROUP_SIZE:
+        return b""
+    largest = np.abs(final_norm).reshape(-1, GROUP_SIZE).max(axis=1)
+    chosen = np.argsort(-largest, kind="stable")[: math.ceil(FINE_SHARE_OF_HEAD * largest.size)]
+    flags = np.zeros(largest.size, dtype=np.uint8)
+    flags[chosen] = 1
+    return flags.tobytes()
