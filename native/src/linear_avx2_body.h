@@ -404,7 +404,7 @@ inline void quantize_groups(const float* x, int k, const Form& form_of, Record* 
     }
     store(out[g], q, form.shift);
     const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
-    out[g].group = group_levels(range, add_lanes(sums), form);
+    finish_record(out[g], range, add_lanes(sums), form);
   }
 }
 

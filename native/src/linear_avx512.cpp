@@ -64,7 +64,7 @@ Int8Tile int8_tile_by_precision(Precision precision, int rows) {
 }
 
 struct Avx512 {
-  static constexpr int kInt8Rows = 6, kFloatRows = 6, kPackedRows = 16;
+  static constexpr int kInt8Rows = 6, kFloatRows = 6, kPackedRows = detail::kPackedRows;
 
   static void halves(const uint16_t* source, float* out) {
     _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source))));
@@ -83,6 +83,8 @@ struct Avx512 {
     tile(groups, num_groups, activations, stride, output, ahead);
   }
 
+  static int packed_rows(QType qtype) { return detail::packed_rows(qtype); }
+
   static void packed_scales(QType qtype, const uint8_t* packed, int num_groups, GroupScales* out, Ahead& ahead) {
     packed_kernels(qtype).scales(packed, block_layout(qtype).packed_bytes(), num_groups, out, ahead);
   }
@@ -90,7 +92,8 @@ struct Avx512 {
   static void packed_tile(QType qtype, Precision precision, int rows, const uint8_t* packed, const GroupScales* scales,
                           int num_groups, const uint8_t* activations, size_t stride, const TileOutput& output,
                           Ahead& ahead) {
-    const auto tile = packed_kernels(qtype).tile[precision == Precision::High ? 1 : 0][rows - 1];
+    const PackedKernels& kernels = packed_kernels(qtype);
+    const PackedTile tile = (precision == Precision::High ? kernels.high : kernels.normal)[static_cast<size_t>(rows) - 1];
     tile(packed, block_layout(qtype).packed_bytes(), scales, num_groups, activations, stride, output, ahead);
   }
 
@@ -182,7 +185,7 @@ inline void quantize_groups(const float* x, int k, const Form& form_of, Record* 
     alignas(32) int32_t level_sum[8];
     _mm256_store_si256(reinterpret_cast<__m256i*>(level_sum), _mm256_castps_si256(total));
     for (int g = 0; g < count; ++g)
-      out[g].group = group_levels({ranges.scale[g], ranges.offset[g], ranges.inverse[g]}, level_sum[g], form_of(first + g));
+      finish_record(out[g], {ranges.scale[g], ranges.offset[g], ranges.inverse[g]}, level_sum[g], form_of(first + g));
   }
 }
 

@@ -3,7 +3,8 @@
 //   static void halves(const uint16_t*, float*)                                    32 half-precision values
 //   static void expand(qtype, panel, group_begin, num_groups, groups)              expand_groups of linear_expand.h
 //   static constexpr int kInt8Rows, kFloatRows                                     tallest tiles
-//   static constexpr int kPackedRows                                               up to which the next two serve; or 0
+//   static constexpr int kPackedRows                                               the next three serve up to so many; or 0
+//   static int packed_rows(qtype)                                                  rows of that format, at most kPackedRows
 //   static void packed_scales(qtype, packed, num_groups, scales, ahead)            of packed groups
 //   static void packed_tile(qtype, precision, rows, packed, scales, num_groups, activations, stride, output, ahead)
 //   static void int8_tile(kind, precision, rows, groups, num_groups, activations, stride, output, ahead)
@@ -182,7 +183,8 @@ void matmul_packed(const MatmulJob& job) {
 template <class Set>
 void matmul_int8(const MatmulJob& whole) {
   if constexpr (Set::kPackedRows > 0) {
-    if (whole.num_rows <= Set::kPackedRows) {
+    const int rows = Set::packed_rows(whole.qtype);
+    if (whole.num_rows <= rows && (whole.gate == nullptr || whole.num_rows <= Set::packed_rows(whole.gate->qtype))) {
       matmul_packed<Set>(whole);
       return;
     }

@@ -67,16 +67,17 @@ struct GroupLevels {
   float scale;
   float offset;    // the smallest value
   float sum;       // of all 32 values as kept
-  float fine;      // Precision::High: not 0 where `low` says anything; the same for all rows
 };
 struct Int8Record {       // Precision::Normal: 8-bit levels
   uint8_t level[kGroup];
   GroupLevels group;
+  int32_t minus_eights;   // -8 times the sum of the levels: see UnsignedNibbles
 };
 struct Int16Record {      // Precision::High: level = 256 * high + low, with low = 0 in a group that is not fine
   uint8_t high[kGroup];
   uint8_t low[kGroup];
   GroupLevels group;
+  int32_t is_fine;        // the same in all rows
 };
 static_assert(sizeof(Int8Record) == 48 && sizeof(Int16Record) == 80);
 

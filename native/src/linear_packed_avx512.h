@@ -3,6 +3,9 @@
 #pragma once
 #include <immintrin.h>
 
+#include <array>
+#include <type_traits>
+
 #include "linear_tile_avx512.h"
 
 namespace tampu::detail {
@@ -12,8 +15,12 @@ namespace {
 template <QType Q>
 struct PackedWords;
 
+struct FromZero {
+  static __m512i start(const uint8_t*) { return _mm512_setzero_si512(); }
+};
+
 template <int kOffset>
-struct PackedNibbles {
+struct PackedNibbles : FromZero {
   const uint8_t* quants;
   __m512i word(int q, int h) const {
     const __m512i v = load_bytes(quants + (q % 4) * kWordBytes + 64 * h);
@@ -24,16 +31,28 @@ struct PackedNibbles {
 
 template <>
 struct PackedWords<QType::Q4_0> : PackedNibbles<8> {
-  PackedWords(const uint8_t* block, int) : PackedNibbles<8>{block + 2 * kPanel} {}
+  PackedWords(const uint8_t* block, int) : PackedNibbles<8>{{}, block + 2 * kPanel} {}
 };
 
 template <>
 struct PackedWords<QType::Q4_1> : PackedNibbles<0> {
-  PackedWords(const uint8_t* block, int) : PackedNibbles<0>{block + 4 * kPanel} {}
+  PackedWords(const uint8_t* block, int) : PackedNibbles<0>{{}, block + 4 * kPanel} {}
 };
 
+// Q4_0 for 8-bit levels: its offset of -8 is in what the sums begin with, where it costs a load instead of a subtraction
+// per word.
+struct UnsignedNibbles : PackedNibbles<0> {
+  UnsignedNibbles(const uint8_t* block, int) : PackedNibbles<0>{{}, block + 2 * kPanel} {}
+  static __m512i start(const uint8_t* record) {
+    return _mm512_set1_epi32(reinterpret_cast<const Int8Record*>(record)->minus_eights);
+  }
+};
+
+template <QType Q, Precision P>
+using TileWords = std::conditional_t<Q == QType::Q4_0 && P == Precision::Normal, UnsignedNibbles, PackedWords<Q>>;
+
 template <>
-struct PackedWords<QType::Q8_0> {
+struct PackedWords<QType::Q8_0> : FromZero {
   const uint8_t* quants;
   PackedWords(const uint8_t* block, int) : quants(block + 2 * kPanel) {}
   __m512i word(int q, int h) const { return load_bytes(quants + q * kWordBytes + 64 * h); }
@@ -42,7 +61,7 @@ struct PackedWords<QType::Q8_0> {
 inline __m512i shift_right(__m512i v, int bits) { return _mm512_srl_epi16(v, _mm_cvtsi32_si128(bits)); }
 
 template <>
-struct PackedWords<QType::Q4_K> {
+struct PackedWords<QType::Q4_K> : FromZero {
   const uint8_t* quants;
   int shift;
   PackedWords(const uint8_t* block, int j)
@@ -53,7 +72,7 @@ struct PackedWords<QType::Q4_K> {
 };
 
 template <>
-struct PackedWords<QType::Q5_K> {
+struct PackedWords<QType::Q5_K> : FromZero {
   const uint8_t *high, *quants;
   int shift, high_shift;
   PackedWords(const uint8_t* block, int j)
@@ -69,7 +88,7 @@ struct PackedWords<QType::Q5_K> {
 };
 
 template <>
-struct PackedWords<QType::Q6_K> {
+struct PackedWords<QType::Q6_K> : FromZero {
   const uint8_t *low, *high;
   int shift, high_shift;
   PackedWords(const uint8_t* block, int j)
@@ -88,6 +107,11 @@ struct PackedWords<QType::Q6_K> {
 constexpr int groups_per_block(QType q) {
   return q == QType::Q4_K || q == QType::Q5_K || q == QType::Q6_K ? 8 : 1;
 }
+
+// Up to how many rows unpacking each word again for every row tile beats widening a stretch of the panel first. Words of
+// the K formats take too many steps for more than one tile of one row.
+constexpr int kPackedRows = 16;
+constexpr int packed_rows(QType q) { return groups_per_block(q) == 1 ? kPackedRows : 1; }
 
 constexpr GroupKind kind_of(QType q) {
   return q == QType::Q6_K ? GroupKind::Halves
@@ -165,28 +189,37 @@ void packed_tile_of(const uint8_t* packed, size_t block_bytes, const GroupScales
   for (int g = 0; g < num_groups; g += kGroupsInside, packed += block_bytes) {
     for (int j = 0; j < kGroupsInside; ++j, ++scales) {
       ahead.fetch();
-      tile_group<R, kind_of(Q), P>(PackedWords<Q>(packed, j), *scales, rows, sums);
+      tile_group<R, kind_of(Q), P>(TileWords<Q, P>(packed, j), *scales, rows, sums);
       TAMPU_UNROLL for (int r = 0; r < R; ++r) rows[r] += kRecord;
     }
   }
   store_sums<R>(output, sums);
 }
 
+using PackedTile = void (*)(const uint8_t* packed, size_t block_bytes, const GroupScales* scales, int num_groups,
+                            const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead);
+
 struct PackedKernels {
   void (*scales)(const uint8_t* panel, size_t block_bytes, int num_groups, GroupScales* out, Ahead& ahead);
-  void (*tile[2][6])(const uint8_t* packed, size_t block_bytes, const GroupScales* scales, int num_groups,
-                     const uint8_t* activations, size_t stride, const TileOutput& output, Ahead& ahead);
+  std::array<PackedTile, 6> normal, high;   // by rows
 };
+
+template <QType Q, int R, Precision P>
+constexpr PackedTile tile_if_used() {
+  if constexpr (R <= packed_rows(Q)) return packed_tile_of<Q, R, P>;
+  return nullptr;
+}
+
+template <QType Q, Precision P>
+constexpr std::array<PackedTile, 6> tiles_of() {
+  return {tile_if_used<Q, 1, P>(), tile_if_used<Q, 2, P>(), tile_if_used<Q, 3, P>(),
+          tile_if_used<Q, 4, P>(), tile_if_used<Q, 5, P>(), tile_if_used<Q, 6, P>()};
+}
 
 template <QType Q>
 const PackedKernels& packed_kernels_of() {
-  constexpr auto kNormal = Precision::Normal, kHigh = Precision::High;
-  static constexpr PackedKernels kernels{
-      panel_scales<Q>,
-      {{packed_tile_of<Q, 1, kNormal>, packed_tile_of<Q, 2, kNormal>, packed_tile_of<Q, 3, kNormal>,
-        packed_tile_of<Q, 4, kNormal>, packed_tile_of<Q, 5, kNormal>, packed_tile_of<Q, 6, kNormal>},
-       {packed_tile_of<Q, 1, kHigh>, packed_tile_of<Q, 2, kHigh>, packed_tile_of<Q, 3, kHigh>,
-        packed_tile_of<Q, 4, kHigh>, packed_tile_of<Q, 5, kHigh>, packed_tile_of<Q, 6, kHigh>}}};
+  static constexpr PackedKernels kernels{panel_scales<Q>, tiles_of<Q, Precision::Normal>(),
+                                         tiles_of<Q, Precision::High>()};
   return kernels;
 }
 

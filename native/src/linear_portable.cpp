@@ -129,7 +129,7 @@ void quantize_groups(const float* x, int k, const Form& form_of, Record* out, co
       store(out[g], i, q << form.shift);
       sum += q;
     }
-    out[g].group = group_levels(range, sum, form);
+    finish_record(out[g], range, sum, form);
   }
 }
 

@@ -44,8 +44,17 @@ inline GroupRange group_range(uint32_t magnitude_bits, float smallest, float lar
 // level_sum: of the levels before they are shifted.
 inline GroupLevels group_levels(const GroupRange& range, int32_t level_sum, const LevelForm& form) {
   const float scale = form.shift == 0 ? range.scale : range.scale / 256.0f;
-  return {scale, range.offset, range.scale * static_cast<float>(level_sum) + 32.0f * range.offset,
-          form.shift == 0 ? 1.0f : 0.0f};
+  return {scale, range.offset, range.scale * static_cast<float>(level_sum) + 32.0f * range.offset};
+}
+
+inline void finish_record(Int8Record& record, const GroupRange& range, int32_t level_sum, const LevelForm& form) {
+  record.group = group_levels(range, level_sum, form);
+  record.minus_eights = -8 * level_sum;
+}
+
+inline void finish_record(Int16Record& record, const GroupRange& range, int32_t level_sum, const LevelForm& form) {
+  record.group = group_levels(range, level_sum, form);
+  record.is_fine = form.shift == 0 ? 1 : 0;
 }
 
 }  // namespace

@@ -72,6 +72,7 @@ inline __m512i broadcast4(const void* p) { return _mm512_set1_epi32(*static_cast
 
 // Words of a widened group: word(q, h) is values 4q..4q+3 of K of 16 columns, as signed bytes.
 struct WidenedWords {
+  static __m512i start(const uint8_t*) { return _mm512_setzero_si512(); }   // of a row's integer sums
   const int8_t (*w)[kPanel][4];
   __m512i word(int q, int h) const { return _mm512_load_si512(w[q] + 16 * h); }
 };
@@ -96,13 +97,13 @@ template <int R, Precision P, class Words>
 inline void accumulate(const Words& words, int begin, int end, const float* weight_scale, const uint8_t* const* rows,
                        __m512 (*sums)[2]) {
   __m512i acc[R][2];
-  TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
+  TAMPU_UNROLL for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = Words::start(rows[r]);
   dot_words<R>(words, begin, end, rows, 0, acc);
   if constexpr (P == Precision::High) {
     TAMPU_UNROLL for (int r = 0; r < R; ++r) {
       TAMPU_UNROLL for (int h = 0; h < 2; ++h) acc[r][h] = _mm512_slli_epi32(acc[r][h], 8);
     }
-    if (levels_of_row<P>(rows[0]).fine != 0.0f) {
+    if (reinterpret_cast<const Int16Record*>(rows[0])->is_fine != 0) {
       asm volatile("" ::: "memory");   // or the compiler keeps all the words for this pass, in memory
       dot_words<R>(words, begin, end, rows, kGroup, acc);
     }

@@ -234,10 +234,11 @@ def test_add_is_store_plus_what_was_there_and_touches_nothing_else(isa: str, act
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("activations", ["int8", "f32"])
-def test_gated_layers_equal_their_two_steps_bit_for_bit(isa: str, activations: str) -> None:
+@pytest.mark.parametrize("formats", [("Q4_K", "Q6_K"), ("Q4_0", "Q5_K"), ("Q8_0", "Q4_1")])
+def test_gated_layers_equal_their_two_steps_bit_for_bit(formats: tuple[str, str], isa: str, activations: str) -> None:
     rng = np.random.default_rng(13)
     n, k = 75, 1024
-    parts = [(name, random_blocks(rng, name, n, k).tobytes(), n) for name in ("Q4_K", "Q6_K")]
+    parts = [(name, random_blocks(rng, name, n, k).tobytes(), n) for name in formats]
     fused = linear.Layer(parts, k, isa, activations)
     x = rng.standard_normal((19, k)).astype(np.float32) * np.float32(0.05)
     two_steps = linear.silu_mul(fused.forward(x), isa)
