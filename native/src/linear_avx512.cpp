@@ -86,7 +86,8 @@ struct Avx512 {
   static int packed_rows(QType qtype) { return detail::packed_rows(qtype); }
 
   static void packed_scales(QType qtype, const uint8_t* packed, int num_groups, GroupScales* out, Ahead& ahead) {
-    packed_kernels(qtype).scales(packed, block_layout(qtype).packed_bytes(), num_groups, out, ahead);
+    const auto scales = packed_kernels(qtype).scales;
+    if (scales != nullptr) scales(packed, block_layout(qtype).packed_bytes(), num_groups, out, ahead);
   }
 
   static void packed_tile(QType qtype, Precision precision, int rows, const uint8_t* packed, const GroupScales* scales,

@@ -1,5 +1,5 @@
 // What the AVX-512 tiles share: sums of a tile of R rows x 32 columns, where they come from and where they go. For
-// linear_avx512.cpp and linear_few_rows_avx512.h only.
+// linear_avx512.cpp and linear_packed_avx512.h only.
 #pragma once
 #include <immintrin.h>
 
