@@ -5,7 +5,7 @@
 //   static constexpr int kInt8Rows, kFloatRows                                     tallest tiles
 //   static constexpr int kPackedRows                                               the next three serve up to so many; or 0
 //   static int packed_rows(qtype)                                                  rows of that format, at most kPackedRows
-//   static void packed_scales(qtype, packed, num_groups, scales, ahead)            of packed groups
+//   static void packed_scales(qtype, packed, num_groups, scales, ahead)            of packed groups, unless tiles make them
 //   static void packed_tile(qtype, precision, rows, packed, scales, num_groups, activations, stride, output, ahead)
 //   static void int8_tile(kind, precision, rows, groups, num_groups, activations, stride, output, ahead)
 //   static void float_tile(rows, weights, num_k, activations, stride, output)
