@@ -93,40 +93,41 @@ void apply_mask(float* x, int n, const uint8_t* mask, size_t mask_bytes) {
   }
 }
 
-int collect_above(const float* x, int begin, int n, float threshold, bool inclusive, int32_t* out, int capacity,
-                  int* next) {
-  const F32x16 limit = set1(threshold);
+int collect_between(const float* x, int begin, int n, float low, float high, int32_t* out, int capacity, int* next) {
+  const F32x16 lower = set1(low), upper = set1(high);
   int count = 0, i = begin;
-  for (; i + 16 <= n && count < capacity; i += 16) {
-    const F32x16 v = load(x + i);
-    unsigned bits = greater_bits(v, limit);
-    if (inclusive) bits |= equal_bits(v, limit);
-    for (; bits != 0; bits &= bits - 1) out[count++] = i + __builtin_ctz(bits);
+  for (; i + 64 <= n && count < capacity; i += 64) {
+    unsigned bits[4];
+    for (int u = 0; u < 4; ++u) {
+      const F32x16 v = load(x + i + 16 * u);
+      bits[u] = greater_bits(v, lower) & ~greater_bits(v, upper);
+    }
+    if ((bits[0] | bits[1] | bits[2] | bits[3]) == 0) continue;
+    for (int u = 0; u < 4; ++u) count += store_bit_ids(out + count, i + 16 * u, bits[u]);
   }
-  if (i + 16 > n && count < capacity)
+  if (i + 64 > n && count < capacity)
     for (; i < n; ++i)
-      if (x[i] > threshold || (inclusive && x[i] == threshold)) out[count++] = i;
+      if (x[i] > low && x[i] <= high) out[count++] = i;
   *next = i;
   return count;
 }
 
-constexpr int kSumBlock = 64;
-
-// The values from x on, filled up with minus infinity.
-inline const float* whole_block(const float* x, int count, float* room) {
-  if (count >= kSumBlock) return x;
-  for (int i = 0; i < kSumBlock; ++i) room[i] = i < count ? x[i] : -__builtin_inff();
+// n values from x on, n <= kSumBlock, filled up with minus infinity to a whole block.
+inline const float* whole_block(const float* x, int n, float* room) {
+  if (n >= kSumBlock) return x;
+  for (int i = 0; i < kSumBlock; ++i) room[i] = i < n ? x[i] : -__builtin_inff();
   return room;
 }
 
 void exponentials(const float* x, int n, float maximum, double* out) {
   const F64x8 top = wide(static_cast<double>(maximum));
-  float room[kSumBlock];
   int i = 0;
   for (; i + 8 <= n; i += 8) store(out + i, exp_nonpositive(sub(load_wide(x + i), top)));
   if (i == n) return;
+  float rest[8];
   double weights[8];
-  store(weights, exp_nonpositive(sub(load_wide(whole_block(x + i, n - i, room)), top)));
+  for (int j = 0; j < 8; ++j) rest[j] = i + j < n ? x[i + j] : -__builtin_inff();
+  store(weights, exp_nonpositive(sub(load_wide(rest), top)));
   for (int j = i; j < n; ++j) out[j] = weights[j - i];
 }
 
@@ -135,17 +136,33 @@ void sum_exponentials(const float* x, int n, float maximum, double* block_sums) 
   float room[kSumBlock];
   for (int begin = 0; begin < n; begin += kSumBlock) {
     const float* block = whole_block(x + begin, n - begin, room);
-    F64x8 sum = exp_nonpositive(sub(load_wide(block), top));
-#pragma GCC unroll 7
-    for (int i = 8; i < kSumBlock; i += 8) sum = add(sum, exp_nonpositive(sub(load_wide(block + i), top)));
+    F64x8 sum = wide(0.0);
+#pragma GCC unroll 8
+    for (int i = 0; i < kSumBlock; i += 8) sum = add(sum, exp_nonpositive(sub(load_wide(block + i), top)));
     block_sums[begin / kSumBlock] = reduce_add(sum);
   }
 }
 
+void sum_exponentials_above(const float* x, int n, float maximum, float bound, double* block_sums, double* sums_above) {
+  const F64x8 top = wide(static_cast<double>(maximum)), limit = wide(static_cast<double>(bound));
+  float room[kSumBlock];
+  for (int begin = 0; begin < n; begin += kSumBlock) {
+    const float* block = whole_block(x + begin, n - begin, room);
+    F64x8 sum = wide(0.0), sum_above = wide(0.0);
+#pragma GCC unroll 8
+    for (int i = 0; i < kSumBlock; i += 8) {
+      const F64x8 v = load_wide(block + i), e = exp_nonpositive(sub(v, top));
+      sum = add(sum, e);
+      sum_above = add_where_greater(sum_above, e, v, limit);
+    }
+    block_sums[begin / kSumBlock] = reduce_add(sum);
+    sums_above[begin / kSumBlock] = reduce_add(sum_above);
+  }
+}
+
 constexpr Kernels kKernels = {
-    rms_norm,   rope,        store_kv, quantize_query, attend_partition, merge_partition, finish_row,
-    summarize,  first_equal, divide,   apply_mask,     collect_above,    exponentials,
-    sum_exponentials,
+    rms_norm,    rope,      store_kv, quantize_query, attend_partition, merge_partition, finish_row, summarize,
+    first_equal, divide,    apply_mask, collect_between, exponentials, sum_exponentials, sum_exponentials_above,
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -134,6 +135,36 @@ def test_cuts_far_down_a_row_are_exact(isa: str) -> None:
         drawn = _native.sample(np.stack(rows), states, [9] * len(rows), [None] * len(rows), isa)
         wanted = [sample_row(row, params, [0], [], None, seed, 9)[0] for seed, row in enumerate(rows)]
         assert [token_id for token_id, _ in drawn] == wanted
+
+
+def rows_that_mislead_a_sample(rng: np.random.Generator, vocab_size: int) -> list[Logits]:
+    """Every 32nd token is unlike its neighbours: a sample taken at a fixed stride sees only those, or none of them."""
+    rows = []
+    for offset in range(0, 32, 8):
+        for sign in (1, -1):
+            row = rng.standard_normal(vocab_size).astype(np.float32)
+            row[offset::32] += np.float32(4 * sign)
+            rows.append(row)
+    return rows
+
+
+# No multiples of any block; only the larger one is large enough for guesses.
+@pytest.mark.parametrize("vocab_size", [5003, 20_011])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_cut_that_was_guessed_is_exact_and_a_wrong_guess_is_found_out(isa: str, vocab_size: int) -> None:
+    rng = np.random.default_rng(5)
+    normal = rng.standard_normal(vocab_size).astype(np.float32)
+    masked = np.where(rng.random(vocab_size) < 0.7, normal, np.float32(-np.inf))
+    scaled = [normal * np.float32(scale) for scale in (1e-6, 0.01, 0.1, 0.5, 1.0, 1.7, 2.5, 4.0)]
+    hardly_below_half = np.where(rng.random(vocab_size) < 0.5, np.float32(0), np.float32(-0.6931475))
+    misleading = rows_that_mislead_a_sample(rng, vocab_size)
+    rows = [*scaled, masked, hardly_below_half, np.sort(normal), np.round(normal), *misleading]
+    for top_p, min_p in itertools.product((1.0, 0.999, 0.9, 0.5, 0.1, 0.001), (0.0, 1e-4, 0.02, 0.5)):
+        params = SamplingParams(temperature=1.0, top_p=top_p, min_p=min_p)
+        states = [state_of(params, vocab_size, 1, seed) for seed in range(len(rows))]
+        drawn = _native.sample(np.stack(rows), states, [9] * len(rows), [None] * len(rows), isa)
+        wanted = [sample_row(row, params, [0], [], None, seed, 9)[0] for seed, row in enumerate(rows)]
+        assert [token_id for token_id, _ in drawn] == wanted, params
 
 
 @pytest.mark.parametrize("isa", ISAS)

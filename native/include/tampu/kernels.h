@@ -17,6 +17,9 @@ constexpr int kPartitionKeys = 256;
 // Floats from one row of scores to the next: not a power of two, or the rows of a tile would share cache sets.
 constexpr int kScoreStride = kPartitionKeys + 16;
 
+// Exponentials are summed by blocks of this many tokens.
+constexpr int kSumBlock = 256;
+
 enum class KvType { F16, Q8 };
 
 // K and V of one layer and one KV head, paged. A block holds K, then V, then (Q8) scales:
@@ -91,14 +94,17 @@ struct Kernels {
   int (*first_equal)(const float* x, int n, float value);   // -1 when none
   void (*divide)(float* x, int n, float divisor);
   void (*apply_mask)(float* x, int n, const uint8_t* mask, size_t mask_bytes);  // bit clear or missing: -inf
-  // Ids whose value is > threshold (or >= when inclusive), ascending, until `capacity`; returns how many, and
-  // *next is where to go on (n at the end). `out` has room for capacity + 16.
-  int (*collect_above)(const float* x, int begin, int n, float threshold, bool inclusive, int32_t* out, int capacity,
-                       int* next);
+  // Ids with low < value <= high, ascending, until `capacity`; returns how many, and *next is where to go on (n at the
+  // end). `out` has room for capacity + 64.
+  int (*collect_between)(const float* x, int begin, int n, float low, float high, int32_t* out, int capacity,
+                         int* next);
   // out[i] = exp(x[i] - maximum) in double, differences in double; -inf gives 0. x[i] <= maximum.
   void (*exponentials)(const float* x, int n, float maximum, double* out);
-  // block_sums[b] = the sum of those of x[64 b .. 64 b + 64).
+  // block_sums[b] = the sum of those of x[kSumBlock b .. kSumBlock (b + 1)).
   void (*sum_exponentials)(const float* x, int n, float maximum, double* block_sums);
+  // And sums_above[b] = the sum of those of them whose x[i] > bound.
+  void (*sum_exponentials_above)(const float* x, int n, float maximum, float bound, double* block_sums,
+                                 double* sums_above);
 };
 
 const Kernels& portable_kernels();

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tampu/kernels.h"
+#include "tampu/sampler_cut.h"
 
 namespace tampu {
 
@@ -70,27 +71,30 @@ class Sampler {
                     size_t mask_bytes);
 
  private:
-  // A token that a filter may keep. `weight` is exp(logit - maximum).
-  struct Candidate { float logit; int32_t token_id; double weight; };
-  static bool comes_before(const Candidate& a, const Candidate& b);
   int32_t draw_unfiltered(const float* x, float maximum, double u);
   int32_t draw_filtered(const float* x, float maximum, const SamplingParams& params, double u);
-  float collect(const float* x, double bound);
-  double candidate_mass() const;
-  double lowest_candidate() const;
+  int32_t draw_candidates(double min_p, double u);
+  int32_t draw_from_all(const float* x, float maximum, const SamplingParams& params, double u);
+  int32_t draw_bracketed(const float* x, float maximum, const Bracket& bracket, float floor,
+                         const SamplingParams& params, double u);
+  template <typename IsKept>
+  int32_t walk_blocks(const float* x, float maximum, const std::vector<double>& sums, double wanted, IsKept is_kept);
+  bool collect(const float* x, const Bracket& bracket, int limit);
   void collect_top(const float* x, int k);
+  void cut_candidates(double wanted, double lowest, double highest);
   void weigh(float maximum);
-  void keep_mass(double wanted, double lowest, double highest);
+  RowSample sample_row(const float* x, float maximum);
   double sum_row(const float* x, float maximum);
   void add_logprobs(float maximum, int num_logprobs, SampledRow& row);
 
   const Kernels& kernels_;
   const int vocab_size_;
   std::vector<Candidate> candidates_;  // in ascending id order, unless said otherwise
-  std::vector<Candidate> pool_;        // those among which keep_mass still looks for its cut
-  std::vector<float> values_;          // logits of candidates_
+  CutFinder cut_finder_;
+  std::vector<float> values_;          // logits of candidates_, or of a sample of the row
   std::vector<double> weights_;        // and their weights
-  std::vector<double> block_sums_;
+  std::vector<double> block_sums_;     // of the whole row
+  std::vector<double> kept_sums_;      // of what a filter keeps
   std::vector<int32_t> found_;
   std::vector<float> raw_;             // the unmodified row, when logprobs are wanted
 };

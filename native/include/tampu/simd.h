@@ -61,6 +61,14 @@ inline F32x16 zero_where_below(F32x16 a, F32x16 x, F32x16 limit) {
 inline F32x16 select_bits(unsigned bits, F32x16 a, F32x16 b) {
   return {_mm512_mask_mov_ps(b.v, static_cast<__mmask16>(bits), a.v)};
 }
+// `first` plus the numbers of the set bits, one behind the other; returns how many. What lies in the sixteen places from
+// p on and is not written is lost.
+inline int store_bit_ids(int32_t* p, int first, unsigned bits) {
+  const __m512i ids = _mm512_add_epi32(
+      _mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), ids));
+  return __builtin_popcount(bits);
+}
 inline float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
 inline float reduce_add(F32x16 a) {
   __m256 x = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
@@ -293,6 +301,14 @@ inline F32x16 exponent_from_low_bits(F32x16 x) {
 }
 constexpr int kTileRows = 3, kTileVectors = 1;
 
+#endif
+
+#if !defined(__AVX512F__)
+inline int store_bit_ids(int32_t* p, int first, unsigned bits) {
+  int count = 0;
+  for (; bits != 0; bits &= bits - 1) p[count++] = first + __builtin_ctz(bits);
+  return count;
+}
 #endif
 
 inline F32x16 zero() { return set1(0.0f); }
