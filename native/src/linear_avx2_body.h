@@ -212,11 +212,15 @@ inline void accumulate(const WeightGroup& group, int column, int begin, int end,
   __m256i acc[R][2];
   dot_words<R, K>(group, column, begin, end, rows, 0, acc);
   if constexpr (P == Precision::High) {
-    __m256i low[R][2];
-    dot_words<R, K>(group, column, begin, end, rows, kGroup, low);
     TAMPU_UNROLL for (int r = 0; r < R; ++r) {
-      TAMPU_UNROLL for (int h = 0; h < 2; ++h)
-        acc[r][h] = _mm256_add_epi32(_mm256_slli_epi32(acc[r][h], 8), low[r][h]);
+      TAMPU_UNROLL for (int h = 0; h < 2; ++h) acc[r][h] = _mm256_slli_epi32(acc[r][h], 8);
+    }
+    if (reinterpret_cast<const Int16Record*>(rows[0])->is_fine != 0) {
+      __m256i low[R][2];
+      dot_words<R, K>(group, column, begin, end, rows, kGroup, low);
+      TAMPU_UNROLL for (int r = 0; r < R; ++r) {
+        TAMPU_UNROLL for (int h = 0; h < 2; ++h) acc[r][h] = _mm256_add_epi32(acc[r][h], low[r][h]);
+      }
     }
   }
   add_scaled<R, P>(acc, weight_scale + column, rows, sums);
