@@ -25,6 +25,7 @@ REFUSED = frozenset(
     {"contains", "dependentSchemas", "dependentRequired", "dependencies", "$dynamicRef", "$recursiveRef"}
     | {"disallow", "extends", "divisibleBy"},
 )
+_NOTHING_WHEN_EMPTY = frozenset({"dependentSchemas", "dependentRequired", "dependencies", "extends"})
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref")
 _INTEGER_LIMIT = 2**53 - 1  # beyond it, readers in JavaScript lose digits
 _NUMBER_LIMIT = 1e15
@@ -125,8 +126,10 @@ class _Reader:
     def _object_node(self, schema: dict[str, Any], path: str) -> Schema:
         out: dict[str, Any] = {}
         for keyword, value in schema.items():
-            if (keyword in REFUSED and value != {}) or (keyword == "if" and not {"then", "else"}.isdisjoint(schema)):
-                refuse(keyword, path, "cannot be enforced by a grammar")
+            if (keyword in REFUSED and (value != {} or keyword not in _NOTHING_WHEN_EMPTY)) or (
+                keyword == "if" and not {"then", "else"}.isdisjoint(schema)
+            ):
+                refuse(keyword, path, "cannot be enforced by a grammar; remove it")
             handler = _HANDLERS.get(keyword)
             if handler is not None:
                 handler(self, schema, keyword, value, path, out)
@@ -306,7 +309,7 @@ class _Reader:
         if value in (True, {}):
             out["impossible"] = True
         elif value is not False:
-            refuse(keyword, path, "cannot be enforced by a grammar")
+            refuse(keyword, path, "cannot be enforced by a grammar; remove it")
 
     def unevaluated(self, schema: Any, keyword: str, value: Any, path: str, out: dict[str, Any]) -> None:
         """unevaluatedProperties, unevaluatedItems: without branches they mean the same as their plain counterparts."""
@@ -322,7 +325,7 @@ class _Reader:
         """uniqueItems."""
         most = schema.get("maxItems")
         if value is not False and not (isinstance(most, int) and most <= 1):
-            refuse(keyword, path, "cannot be enforced by a grammar")
+            refuse(keyword, path, "cannot be enforced by a grammar; remove it")
 
     def property_names(self, schema: Any, keyword: str, value: Any, path: str, out: dict[str, Any]) -> None:
         """propertyNames: only where it says nothing."""

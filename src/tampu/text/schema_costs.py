@@ -74,6 +74,6 @@ class SchemaCosts:
 def refuse(keyword: str, path: str, reason: str) -> NoReturn:
     """Raise UnsupportedSchemaError for a keyword at a path (a JSON pointer; "" is the root)."""
     subject = f"keyword {keyword!r}" if keyword else "the schema"
-    path = path or "/"
     shown = path if len(path) <= 200 else f"{path[:200]}…"
-    raise UnsupportedSchemaError(keyword=keyword, path=path, message=f"{subject} at {shown}: {reason}")
+    where = f"at {shown}" if path else "at the top of the schema"
+    raise UnsupportedSchemaError(keyword=keyword, path=path, message=f"{subject} {where}: {reason}")
