@@ -70,7 +70,8 @@ async def test_unknown_models(client: httpx.AsyncClient) -> None:
     headers = {**HEADERS, "cf-consn-model-id": "@cf/nope"}
     plain = await client.post("/run?version=3", json={"inputs": INPUTS}, headers=headers)
     assert (plain.status_code, plain.json()["internalCode"]) == (400, 5007)
-    assert plain.json()["description"] == "No such model @cf/nope or task"
+    hint = "This server answers to @cf/meta/llama-3.1-8b-instruct-fast."
+    assert plain.json()["description"] == f"No such model @cf/nope or task. {hint}"
     gateway = await client.post("/ai-gateway/run?version=3", json={"inputs": INPUTS}, headers=headers)
     assert (gateway.status_code, gateway.json()["internalCode"]) == (404, 7003)
     assert gateway.json()["name"] == "AiGatewayError"

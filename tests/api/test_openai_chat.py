@@ -296,11 +296,54 @@ async def test_an_over_long_prompt_is_an_error_before_the_first_byte(client: htt
     assert reply.json()["errors"][0]["code"] == 5021
 
 
+_TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("members", "field", "value"),
+    [
+        ({"messages": [{"role": "bot", "content": "x"}]}, "messages/0/role", '"bot"'),
+        ({"messages": [{"role": "system", "content": "x"}, {"role": "user"}]}, "messages/1/content", "missing"),
+        (
+            {"tools": [{"type": "function", "function": {**_TOOL, "parameters": "x"}}]},
+            "tools/0/function/parameters",
+            '"x"',
+        ),
+        (
+            {"tools": [{"type": "function", "function": {**_TOOL, "parameters": []}}]},
+            "tools/0/function/parameters",
+            "[]",
+        ),
+        ({"tools": [{**_TOOL, "description": 5}]}, "tools/0/description", "5"),
+        *(
+            ({"response_format": {"type": "json_schema", **given}}, f"response_format/{field}", value)
+            for given, field, value in (
+                ({}, "json_schema", "null"),
+                ({"json_schema": "x"}, "json_schema", '"x"'),
+                ({"json_schema": {"name": "x", "schema": 5}}, "json_schema/schema", "5"),
+                ({"json_schema": {"name": "x", "schema": [{}]}}, "json_schema/schema", "[{}]"),
+                ({"json_schema": {"name": "x", "strict": True}}, "json_schema/schema", "null"),
+                ({"schema": 5}, "schema", "5"),
+            )
+        ),
+    ],
+)
+async def test_a_wrong_member_is_named_with_its_value(
+    client: httpx.AsyncClient, members: dict[str, Any], field: str, value: str
+) -> None:
+    reply = await client.post(PATHS[0], json=body(**members))
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["param"] == field
+    assert f"'{field}'" in error["message"]
+    assert value in error["message"]
+
+
 async def test_an_unknown_model_is_5007(client: httpx.AsyncClient) -> None:
     reply = await client.post(PATHS[0], json=body(model="gpt-4o"))
     assert reply.status_code == 400
     assert reply.json()["error"]["code"] == "model_not_found"
-    assert reply.json()["errors"][0]["message"].startswith("No such model gpt-4o or task")
+    assert reply.json()["errors"][0]["message"] == f"No such model gpt-4o or task. This server answers to {MODEL}."
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])

@@ -167,6 +167,9 @@ async def test_an_error_in_the_stream_is_its_last_event(server: Server, client: 
     [
         ({"input": None}, "input"),
         ({"input": []}, "input"),
+        ({"input": 5}, "input"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": 5}}}, "text/format/schema"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text/format/schema"),
         ({"input": [5]}, "input/0"),
         ({"input": [{"content": "no role"}]}, "input/0"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input/0"),

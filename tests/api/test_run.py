@@ -204,7 +204,9 @@ async def test_bytes_that_browsers_accept_are_accepted(server: Server, client: h
 async def test_unknown_models_are_5007(client: httpx.AsyncClient) -> None:
     response = await client.post(f"/client/v4/accounts/{ACCOUNT}/ai/run/@cf/meta/nope", json={"prompt": "hi"})
     assert response.status_code == 400
-    assert response.json()["errors"] == [{"message": "No such model @cf/meta/nope or task", "code": 5007}]
+    hint = "This server answers to @cf/meta/llama-3.1-8b-instruct-fast."
+    message = f"No such model @cf/meta/nope or task. {hint}"
+    assert response.json()["errors"] == [{"message": message, "code": 5007}]
 
 
 async def test_prompts_that_do_not_fit_are_counted_and_refused(client: httpx.AsyncClient) -> None:

@@ -33,7 +33,7 @@ def _too_large(max_body_bytes: int) -> ApiError:
     return ApiError(
         3006,
         f"the body is longer than {max_body_bytes} bytes",
-        hint="Send less, or raise the limit with --max-body-bytes.",
+        hint="Send less in one request.",
     )
 
 

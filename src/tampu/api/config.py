@@ -20,7 +20,6 @@ class ServerConfig:
     max_header_bytes: int = 64 * 1024
     max_num_headers: int = 100
     default_max_tokens: int = 256  # of a native request that names none
-    max_num_choices: int = 16  # the largest `n`
     is_stream_padded: bool = False  # `p` in native stream frames, against token-length side channels
     has_null_response_with_tool_calls: bool = False  # `response: null` beside tool calls, as seen live; default ""
     is_image_ignored: bool = False  # drop `image` with a note instead of refusing it
@@ -33,7 +32,6 @@ class ServerConfig:
             "max_header_bytes",
             "max_num_headers",
             "default_max_tokens",
-            "max_num_choices",
         ):
             if getattr(self, setting) < 1:
                 raise ConfigError(setting, "must be at least 1")

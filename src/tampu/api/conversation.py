@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from tampu.api.parameter_tables import shown
 from tampu.core.chat import Message, ToolCall, ToolSpec
 from tampu.core.errors import InvalidRequestError
 from tampu.core.json_text import read_json
+
+T = TypeVar("T")
 
 _TEXT_PART_TYPES = (None, "text", "input_text", "output_text")
 
@@ -103,8 +106,23 @@ def _arguments(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"arguments": value}
 
 
+def _typed(source: dict[str, Any], name: str, kind: type[T], otherwise: T, where: str) -> T:
+    """A member that may be absent or null. Raises InvalidRequestError when it is of another type."""
+    value = source.get(name)
+    if value is None:
+        return otherwise
+    if not isinstance(value, kind):
+        wanted = "a string" if kind is str else "a JSON schema of an object"
+        raise InvalidRequestError(f"{where}/{name}", f"'{where}/{name}' must be {wanted}, not {shown(value)}")
+    return value
+
+
 def parse_tools(tools: Sequence[Any], notes: list[str], field: str = "tools") -> tuple[ToolSpec, ...]:
-    """Tools in either spelling. Items without a name cannot be called: they are left out and `notes` says so."""
+    """Tools in either spelling. Items without a name cannot be called: they are left out and `notes` says so.
+
+    Raises:
+        InvalidRequestError: for a description or parameters of the wrong type.
+    """
     specs: list[ToolSpec] = []
     for index, item in enumerate(tools):
         source = item.get("function") if isinstance(item, dict) and isinstance(item.get("function"), dict) else item
@@ -115,13 +133,7 @@ def parse_tools(tools: Sequence[Any], notes: list[str], field: str = "tools") ->
         if any(spec.name == name for spec in specs):
             notes.append(f"'{field}/{index}' repeats the name {name!r} and was left out.")
             continue
-        description = source.get("description")
-        parameters = source.get("parameters")
-        specs.append(
-            ToolSpec(
-                name,
-                description if isinstance(description, str) else "",
-                parameters if isinstance(parameters, dict) else {},
-            )
-        )
+        where = f"{field}/{index}" if source is item else f"{field}/{index}/function"
+        description = _typed(source, "description", str, "", where)
+        specs.append(ToolSpec(name, description, _typed(source, "parameters", dict, {}, where)))
     return tuple(specs)

@@ -156,7 +156,7 @@ def to_api_error(error: BaseException, *, model: str = "") -> ApiError:
         case InvalidRequestError():
             return ApiError(5006, str(error), hint=error.hint, param=error.field)
         case UnknownModelError():
-            return ApiError(5007, error.model, param="model")
+            return ApiError(5007, error.model, hint=error.hint, param="model")
         case AdapterError():
             return ApiError(3030, str(error), param="lora")
         case JsonModeError():

@@ -64,7 +64,7 @@ async def run_native(request: Request, context: AppContext, *, model: str, paylo
 def check_model(context: AppContext, model: str) -> None:
     """Refuse a model that is not served here. Raises UnknownModelError."""
     if not context.services.model_card.accepts(model) and embedder_for(context, model) is None:
-        raise UnknownModelError(model)
+        raise UnknownModelError(model, served=context.services.model_card.name)
 
 
 async def _plain(

@@ -131,7 +131,7 @@ async def get_model(request: Request, model: str) -> Response:
     for item in _models(context.services):
         if item["id"] == model:
             return json_reply(item)
-    raise ApiError(5007, model, param="model", status=404)
+    raise ApiError(5007, model, param="model", hint="GET /v1/models lists the names.", status=404)
 
 
 def check_chat_model(context: AppContext, model: str) -> None:
@@ -146,7 +146,7 @@ def check_chat_model(context: AppContext, model: str) -> None:
     if embedder_for(context, model) is not None:
         sentence = f"'model' names {model}, which gives embeddings and does not generate text"
         raise InvalidRequestError("model", sentence, hint=f"Name {context.services.model_card.name} instead.")
-    raise UnknownModelError(model)
+    raise UnknownModelError(model, served=context.services.model_card.name)
 
 
 def _embedder_of(context: AppContext, model: str) -> TextEmbedder:
@@ -159,7 +159,7 @@ def _embedder_of(context: AppContext, model: str) -> TextEmbedder:
         sentence = f"'model' names {model}, which generates text and gives no embeddings"
         hint = "This server has no embedding model." if embedder is None else f"Name {embedder.card.name} instead."
         raise InvalidRequestError("model", sentence, hint=hint)
-    raise UnknownModelError(model)
+    raise UnknownModelError(model, served=embedder.card.name if embedder is not None else "")
 
 
 def check_hosted_schema(body: Any) -> None:

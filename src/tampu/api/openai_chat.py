@@ -10,7 +10,7 @@ from tampu.api.config import ServerConfig
 from tampu.api.conversation import parse_messages
 from tampu.api.openai_parameters import CHAT_PARAMETERS, COMPLETION_PARAMETERS
 from tampu.api.openai_tools import read_tools
-from tampu.api.parameter_tables import read_parameters, required
+from tampu.api.parameter_tables import read_parameters, required, shown
 from tampu.api.wire_options import parse_response_format, parse_stop
 from tampu.core.chat import ToolSpec
 from tampu.core.errors import InvalidRequestError
@@ -20,6 +20,7 @@ from tampu.serving.requests import GenerateRequest, ResponseFormat, ToolChoice
 MAX_PROMPTS = 128  # in one completion request
 _MAX_TOKEN_ID = 2**31 - 1
 _DEFAULT_TEMPERATURE = 0.6
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def parse_chat(body: Any, caller: Caller, config: ServerConfig) -> GenerationCal
     """
     values, ignored = read_parameters(CHAT_PARAMETERS, body)
     model = required(values, "model")
-    messages = parse_messages(required(values, "messages"))
+    messages = parse_messages(_checked_messages(required(values, "messages")))
     tools, choice = _tools(values)
     sampling = sampling_of(values, max_tokens=_max_tokens(values, config), num_logprobs=_chat_logprobs(values))
     request = GenerateRequest(
@@ -61,9 +62,22 @@ def parse_chat(body: Any, caller: Caller, config: ServerConfig) -> GenerationCal
         tools=tools,
         tool_choice=choice,
         parallel_tool_calls=values.get("parallel_tool_calls", True),
-        **_common(values, caller, config),
+        **_common(values, caller),
     )
     return _call((request,), values, ignored, uses_functions="functions" in values)
+
+
+def _checked_messages(messages: list[Any]) -> list[Any]:
+    """The messages, whose roles are OpenAI's and whose content is there. The run endpoint takes any role, as hosted."""
+    for index, item in enumerate(messages):
+        role = item.get("role") if isinstance(item, dict) else None
+        if isinstance(role, str) and role not in _ROLES:
+            field = f"messages/{index}/role"
+            raise InvalidRequestError(field, f"'{field}' must be one of {', '.join(_ROLES)}, not {shown(role)}")
+        if isinstance(role, str) and role != "assistant" and "content" not in item:
+            field = f"messages/{index}/content"
+            raise InvalidRequestError(field, f"'{field}' is missing", hint='Send {"role", "content"}.')
+    return messages
 
 
 def parse_completion(body: Any, caller: Caller, config: ServerConfig) -> GenerationCall:
@@ -83,7 +97,7 @@ def parse_completion(body: Any, caller: Caller, config: ServerConfig) -> Generat
             "echo", "'echo' is not supported together with 'logprobs': the prompt has none", hint="Send one of them."
         )
     sampling = sampling_of(values, max_tokens=_max_tokens(values, config), num_logprobs=values.get("logprobs"))
-    common = _common(values, caller, config)
+    common = _common(values, caller)
     requests = tuple(
         GenerateRequest(
             model=model,
@@ -122,15 +136,12 @@ def _call(
     )
 
 
-def _common(values: Mapping[str, Any], caller: Caller, config: ServerConfig) -> dict[str, Any]:
+def _common(values: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
     """The members of a GenerateRequest that chat and completions spell alike."""
-    n = values.get("n", 1)
-    if n > config.max_num_choices:
-        raise InvalidRequestError("n", f"'n' must be at most {config.max_num_choices} on this server, not {n}")
     return {
         "seed": values.get("seed"),
         "stop": parse_stop(values.get("stop")),
-        "n": n,
+        "n": values.get("n", 1),
         "ignore_eos": values.get("ignore_eos", False),
         "response_format": _response_format(values),
         "lora": values.get("lora"),

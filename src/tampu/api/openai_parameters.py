@@ -10,6 +10,7 @@ from typing import Any
 from tampu.api.parameter_tables import Parameter, accepted, refused
 
 _INT64 = 2**63
+MAX_NUM_CHOICES = 16
 
 TEXT = {"type": "string"}
 FLAG = {"type": "boolean"}
@@ -45,10 +46,10 @@ _SAMPLING = (
         "Strings that end the answer; they are not part of it.",
     ),
     Parameter("max_tokens", _integer(1, 2**31 - 1), "Longest answer, in tokens. Default 256."),
-    Parameter("n", _integer(1, 128), "Number of answers."),
+    Parameter("n", _integer(1, MAX_NUM_CHOICES), "Number of answers."),
     Parameter("ignore_eos", FLAG, "Go on after the model's end mark, up to max_tokens."),
     Parameter("guided_json", OBJECT, "A JSON schema that the answer must meet; not with a `response_format`."),
-    Parameter("lora", TEXT, "Id or name of an adapter."),
+    Parameter("lora", TEXT, "Id or name of a loaded adapter. None can be loaded yet: every value is error 3030."),
 )
 _STREAM_OPTIONS = Parameter(
     "stream_options",

@@ -12,7 +12,7 @@ from tampu.api.conversation import content_text, parse_messages
 from tampu.api.openai_chat import Caller, sampling_of
 from tampu.api.openai_parameters import RESPONSES_PARAMETERS
 from tampu.api.openai_tools import read_tools
-from tampu.api.parameter_tables import read_parameters, required
+from tampu.api.parameter_tables import read_parameters, required, shown
 from tampu.api.wire_options import parse_response_format
 from tampu.core.errors import InvalidRequestError
 from tampu.serving.requests import GenerateRequest
@@ -103,7 +103,7 @@ def _messages(value: Any, instructions: str | None) -> list[dict[str, Any]]:
     if isinstance(value, str):
         return [*messages, {"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
-        raise InvalidRequestError("input", "'input' must be a string or an array of items, not empty")
+        raise InvalidRequestError("input", f"'input' must be a string or an array of items, not {shown(value)}")
     for index, item in enumerate(value):
         _add_item(messages, item, f"input/{index}")
     return messages

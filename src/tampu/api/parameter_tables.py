@@ -90,7 +90,8 @@ def read_parameters(parameters: Iterable[Parameter], body: Any) -> tuple[dict[st
 def required(values: Mapping[str, Any], name: str) -> Any:
     """A member that must be there. Raises InvalidRequestError."""
     if name not in values:
-        raise InvalidRequestError(name, f"'{name}' is missing", hint=f"Send '{name}'.")
+        hint = "GET /v1/models lists the names." if name == "model" else f"Send '{name}'."
+        raise InvalidRequestError(name, f"'{name}' is missing", hint=hint)
     return values[name]
 
 
@@ -109,7 +110,7 @@ def parameter_table(parameters: Iterable[Parameter]) -> str:
     lines = ["| parameter | values | what happens |", "|---|---|---|"]
     for parameter in sorted(parameters, key=lambda each: (list(Treatment).index(each.treatment), each.name)):
         if parameter.treatment is Treatment.REFUSED:
-            harmless = " or ".join(f"`{_shown(value)}`" for value in parameter.harmless)
+            harmless = " or ".join(f"`{shown(value)}`" for value in parameter.harmless)
             values = f"only {harmless}" if harmless else "none"
             what = f"refused by name: {parameter.note}"
         else:
@@ -135,8 +136,8 @@ def _refusal(parameter: Parameter, value: Any) -> InvalidRequestError:
     name = parameter.name
     sentence = f"'{name}' is not supported: {parameter.note}"
     if parameter.harmless:
-        allowed = " or ".join(_shown(harmless) for harmless in parameter.harmless)
-        return InvalidRequestError(name, sentence, hint=f"Leave it out or send {allowed}, not {_shown(value)}.")
+        allowed = " or ".join(shown(harmless) for harmless in parameter.harmless)
+        return InvalidRequestError(name, sentence, hint=f"Leave it out or send {allowed}, not {shown(value)}.")
     return InvalidRequestError(name, sentence, hint="Leave it out.")
 
 
@@ -156,7 +157,7 @@ def _checked(value: Any, schema: Mapping[str, Any], path: str) -> Any:
     if wanted == "integer" and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not _has_type(value, wanted) or not _is_in_range(value, schema):
-        raise InvalidRequestError(path, f"'{path}' must be {_wanted(schema)}, not {_shown(value)}")
+        raise InvalidRequestError(path, f"'{path}' must be {_wanted(schema)}, not {shown(value)}")
     if isinstance(value, dict):
         return _checked_members(value, schema, path)
     if isinstance(value, list):
@@ -209,12 +210,12 @@ def _is_in_range(value: Any, schema: Mapping[str, Any]) -> bool:
 
 def _wanted(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
-        return "one of " + ", ".join(_shown(value) for value in schema["enum"])
+        return "one of " + ", ".join(shown(value) for value in schema["enum"])
     words = _TYPE_NAMES.get(schema.get("type", ""), "another value")
     return f"{words} from {schema['minimum']} to {schema['maximum']}" if "minimum" in schema else words
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in an error message: JSON, cut."""
     try:
         text = orjson.dumps(value).decode()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from tampu.api.parameter_tables import shown
 from tampu.core.errors import InvalidRequestError
 from tampu.serving.requests import ResponseFormat, ToolChoice
 
 MAX_STOP_STRINGS = 64
 _MAX_STOP_CHARS = 1024
 _MAX_BIASES = 1024
+_WRAPPER = {"name", "description", "strict"}
 
 
 def parse_stop(value: Any, field: str = "stop") -> tuple[str, ...]:
@@ -108,20 +110,27 @@ def parse_response_format(value: Any, field: str = "response_format") -> Respons
     if kind == "json_object":
         return ResponseFormat()
     if kind == "json_schema":
-        return _json_schema(value.get("json_schema", value.get("schema")), value, field)
+        return _json_schema(value, field)
     raise InvalidRequestError(
         field, f'\'{field}/type\' must be "text", "json_object" or "json_schema"', hint="Correct the type."
     )
 
 
-def _json_schema(schema: Any, outer: dict[str, Any], field: str) -> ResponseFormat:
-    holder = outer
-    if isinstance(schema, dict) and isinstance(schema.get("schema"), dict | bool):
-        holder = schema
-        schema = schema["schema"]
+def _json_schema(value: dict[str, Any], field: str) -> ResponseFormat:
+    """The schema beside the type: under `json_schema`, bare or wrapped, or under `schema`, as in `/responses`."""
+    is_flat = "json_schema" not in value and not {"schema", *_WRAPPER}.isdisjoint(value)
+    member = "schema" if is_flat else "json_schema"
+    holder, schema, path = value, value.get(member), f"{field}/{member}"
+    if member == "json_schema" and isinstance(schema, dict) and _is_wrapper(schema):
+        holder, schema, path = schema, schema.get("schema"), f"{path}/schema"
     if not isinstance(schema, dict | bool):
         raise InvalidRequestError(
-            f"{field}/json_schema", f"'{field}/json_schema' must be a JSON schema", hint="Send the schema as an object."
+            path, f"'{path}' must be a JSON schema, not {shown(schema)}", hint="Send the schema as an object."
         )
     name = holder.get("name")
     return ResponseFormat(schema, name if isinstance(name, str) else "", holder.get("strict") is True)
+
+
+def _is_wrapper(value: dict[str, Any]) -> bool:
+    """True for OpenAI's `{name, description, schema, strict}`, also where the schema was forgotten."""
+    return "schema" in value or (value.keys() <= _WRAPPER and value.keys() != {"description"} and value != {})

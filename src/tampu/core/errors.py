@@ -62,9 +62,10 @@ class UnsupportedSchemaError(InvalidRequestError):
 class UnknownModelError(TampuError):
     """The named model is not served here."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, served: str = "") -> None:
         super().__init__(f"No such model {model} or task")
         self.model = model
+        self.hint = f"This server answers to {served}." if served else ""
 
 
 class AdapterError(TampuError):
