@@ -7,11 +7,12 @@ import hashlib
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 
+from tampu.core.chat import ToolCall, ToolSpec
 from tampu.core.errors import ContextLengthError, InvalidRequestError, RequestAbortedError, TampuError
 from tampu.core.output import FinishReason, RequestOutput
 from tampu.core.request import Request
@@ -136,7 +137,7 @@ class Generator:
         _check_token_ids(request, self._codec.vocab_size)
         if request.prompt_token_ids is not None:
             token_ids = request.prompt_token_ids
-        elif _num_chars(request) <= _INLINE_PROMPT_CHARS:
+        elif _is_short(request):
             token_ids = self._codec.encode(request)
         else:
             loop = asyncio.get_running_loop()
@@ -232,7 +233,29 @@ def _check_token_ids(request: GenerateRequest, vocab_size: int) -> None:
             )
 
 
-def _num_chars(request: GenerateRequest) -> int:
-    if request.prompt is not None:
-        return len(request.prompt)
-    return sum(len(message.content) for message in request.messages or ())
+def _is_short(request: GenerateRequest) -> bool:
+    """True when the prompt is quickly tokenised: messages, calls of the history, and tools with their schemas."""
+    pending: list[object] = [
+        request.prompt,
+        *((m.content, m.tool_calls) for m in request.messages or ()),
+        request.tools,
+    ]
+    left = _INLINE_PROMPT_CHARS
+    while pending and left >= 0:
+        item = pending.pop()
+        left -= 1
+        match item:
+            case str():
+                left -= len(item)
+            case ToolCall():
+                pending.append(item.arguments)
+            case ToolSpec():
+                pending += (item.description, item.parameters)
+            case Mapping():
+                left -= len(item)
+                pending += item.keys() if left >= 0 else ()
+                pending += item.values() if left >= 0 else ()
+            case list() | tuple():
+                left -= len(item)
+                pending += item if left >= 0 else ()
+    return left >= 0
