@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from tampu.api.config import ServerConfig
 from tampu.api.native_answer import result_body
 from tampu.api.openai_answer import AnswerHead, chat_body
 from tampu.api.openai_responses_stream import ResponseWriter
-from tampu.core.chat import Message, ToolSpec
+from tampu.core.chat import Message, ToolCall, ToolSpec
 from tampu.core.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -277,6 +279,62 @@ async def test_tool_calls_come_as_events_with_ids(step: int) -> None:
     assert text.strip() == "Let me see."
     assert isinstance(events[-1], Finished)
     assert events[-1].finish_reason is FinishReason.TOOL_CALLS
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+async def test_logprobs_beside_calls_are_those_of_the_text(step: int) -> None:
+    said = b'Look: {"name": "f", "parameters": {"x": 1}} done'
+
+    def play(request: Request) -> Batches:
+        ((whole,),) = says(said)(request)
+        logprobs = tuple(TokenLogprobs(-0.5, ()) for _ in whole.new_token_ids)
+        parts = [(whole.new_token_ids[a : a + step], logprobs[a : a + step]) for a in range(0, len(said) + 1, step)]
+        outputs = [[RequestOutput(request.request_id, ids, some)] for ids, some in parts[:-1]]
+        return [*outputs, [RequestOutput(request.request_id, *parts[-1], FinishReason.STOP)]]
+
+    (answer,) = await generator_over(FakeEngine(play)).complete(chat())
+    assert len(answer.tool_calls) == 1
+    assert answer.text.split() == ["Look:", "done"]
+    assert b"".join(each.token_bytes for each in answer.logprobs).split() == [b"Look:", b"done"]
+
+
+async def test_a_stop_string_does_not_end_a_demanded_call() -> None:
+    said = b'{"name": "f", "parameters": {"x": 1}}'
+    demanded = chat(stop=("x",), tool_choice=ToolChoice("required"))
+    (answer,) = await generator_over(FakeEngine(says(said))).complete(demanded)
+    assert [call.arguments_json for call in answer.tool_calls] == ['{"x": 1}']
+    (free,) = await generator_over(FakeEngine(says(said))).complete(chat(stop=("x",)))
+    assert free.stop_match == "x"
+    assert not free.tool_calls
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"messages": (Message("user", "x" * 3000),)},
+        {"tools": (ToolSpec("f", "x" * 3000, {}),)},
+        {"tools": (ToolSpec("f", "", {"enum": [str(i) for i in range(2000)]}),)},
+        {"tools": (ToolSpec("f", "", {"properties": {"x" * 3000: {}}}),)},
+        {"messages": (Message("assistant", "", (ToolCall("f", {"a": ["x" * 3000]}),)),)},
+        {"prompt": "x" * 3000, "is_raw": True, "messages": None},
+    ],
+)
+async def test_long_prompts_of_every_kind_are_tokenised_off_the_event_loop(
+    parts: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[bool] = []
+    encode = ChatCodec.encode
+
+    def watched(self: ChatCodec, wanted: GenerateRequest) -> tuple[int, ...]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return encode(self, wanted)
+
+    monkeypatch.setattr(ChatCodec, "encode", watched)
+    generator = generator_over(FakeEngine(says(b"hi")))
+    await generator.complete(replace(chat(), tools=()))
+    with pytest.raises(ContextLengthError):
+        await generator.complete(replace(chat(), **{"tools": (), **parts}))  # type: ignore[arg-type]
+    assert threads == [True, False]
 
 
 class Promise:

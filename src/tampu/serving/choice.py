@@ -30,7 +30,8 @@ class Choice:
     a call is demanded, a later call that `max_tokens` cut off is dropped: it is no text of the answer.
 
     A call comes in pieces when the request's constraint promises that it will be complete, else whole. With stop
-    strings nothing is certain: one may stand in the arguments and end the answer there.
+    strings nothing is certain: one may stand in the arguments and end the answer there. Where a call is demanded, stop
+    strings have no effect: the demand is met, and its arguments are the grammar's.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Choice:
         has_single_call: bool = False,
         is_call_demanded: bool = False,
     ) -> None:
+        if is_call_demanded:
+            stops = ()
         self.index = index
         self.request = request
         self._codec = codec
@@ -69,6 +72,8 @@ class Choice:
         """Events that one output leads to. Raises the output's error."""
         if output.error is not None:
             raise output.error
+        if self._parser is not None and output.new_logprobs and len(output.new_token_ids) > 1:
+            return self._take_singly(output)  # which tokens are a call's is known only one by one
         self._num_completion_tokens += len(output.new_token_ids)
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         if output.new_logprobs:
@@ -83,6 +88,17 @@ class Choice:
             reason = reason or FinishReason.STOP
         if reason is not None:
             events.append(self._finished(reason))
+        return events
+
+    def _take_singly(self, output: RequestOutput) -> list[Event]:
+        events: list[Event] = []
+        last = len(output.new_token_ids) - 1
+        for position, (token_id, logprobs) in enumerate(zip(output.new_token_ids, output.new_logprobs, strict=True)):
+            reason = output.finish_reason if position == last else None
+            single = replace(output, new_token_ids=(token_id,), new_logprobs=(logprobs,), finish_reason=reason)
+            events += self.take(single)
+            if events and isinstance(events[-1], Finished):
+                break
         return events
 
     def _text(self, output: RequestOutput) -> tuple[str, FinishReason | None]:
@@ -131,6 +147,8 @@ class Choice:
     def _tool_events(self, pieces: Sequence[Piece]) -> list[Event]:
         events: list[Event] = []
         for piece in pieces:
+            if not isinstance(piece, TextPiece):
+                self._pending_logprobs.clear()  # they are the call's tokens, no content
             match piece:
                 case TextPiece():
                     events += self._text_events(piece.text)
