@@ -12,6 +12,8 @@ import pytest
 from scripted_server import ACCOUNT, MODEL, Server, eventually, frames_of, prompt_text
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
+from tampu.api.openai_chat import Caller, parse_chat
+from tampu.serving.requests import ResponseFormat
 
 PATHS = ("/v1/chat/completions", f"/client/v4/accounts/{ACCOUNT}/ai/v1/chat/completions")
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -177,10 +179,13 @@ async def test_logprobs_have_openais_shape_and_stream_the_same(client: httpx.Asy
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format/type"),
+        ({"response_format": "json_object"}, "response_format"),
+        ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages/0/tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}]}]}, "messages/0/tool_calls/0"),
         ({"tools": "x"}, "tools"),
         ({"tools": [{"type": "web_search"}]}, "tools/0/type"),
-        ({"tools": [{"type": "function", "function": {}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools/0"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"function_call": {"name": "f"}}, "function_call"),
@@ -294,6 +299,29 @@ async def test_an_over_long_prompt_is_an_error_before_the_first_byte(client: htt
     assert reply.status_code == 413
     assert reply.json()["error"]["code"] == "context_length_exceeded"
     assert reply.json()["errors"][0]["code"] == 5021
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+@pytest.mark.parametrize("depth", [65, 200, 250])
+async def test_schemas_of_any_depth_are_answered(client: httpx.AsyncClient, depth: int) -> None:
+    for members in (
+        {"guided_json": nested(depth)},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(depth)}}},
+    ):
+        reply = await client.post(PATHS[0], json=body(max_tokens=2, **members))
+        assert reply.status_code == 400
+        assert "deep" in reply.json()["error"]["message"]
+
+
+def test_nulls_of_a_schema_are_kept() -> None:
+    call = parse_chat(body(guided_json={"const": None}), Caller("r"), ServerConfig())
+    assert call.requests[0].response_format == ResponseFormat({"const": None})
 
 
 _TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}

@@ -25,6 +25,13 @@ TOOL = {
 }
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": {"b": value}}
+    return value
+
+
 def body(**members: Any) -> dict[str, Any]:
     return {"model": MODEL, "input": "Hi", **members}
 
@@ -182,7 +189,10 @@ async def test_an_error_in_the_stream_is_its_last_event(server: Server, client: 
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"prompt": {"id": "x"}}, "prompt"),
         ({"include": ["file_search_call.results"]}, "include/0"),
-        ({"text": {"format": {"type": "xml"}}}, "text/format"),
+        ({"text": {"format": {"type": "xml"}}}, "text/format/type"),
+        ({"metadata": nested(150)}, "metadata"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": nested(150)}]}, "tools"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": nested(150)}}}, "text"),
         ({"text": {"verbosity": "high"}}, "text/verbosity"),
         ({"tools": [{"type": "web_search"}]}, "tools/0/type"),
         ({"tool_choice": "required"}, "tool_choice"),

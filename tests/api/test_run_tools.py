@@ -146,6 +146,50 @@ async def test_unusable_tools_are_left_out_with_a_note(client: httpx.AsyncClient
                      "'tools/3' repeats the name 'weather' and was left out."]  # fmt: skip
 
 
+async def test_functions_that_are_no_objects_are_left_out_with_a_note(client: httpx.AsyncClient) -> None:
+    body = (await ask(client, functions=["x"])).json()
+    assert [note["message"] for note in body["messages"]] == ["'functions/0' is not an object and was left out."]
+
+
+@pytest.mark.parametrize("prompt", [{"prompt": "hi"}, {"messages": [USER], "raw": True}])
+async def test_tools_beside_a_bare_prompt_are_noted_and_a_demand_refused(
+    client: httpx.AsyncClient, prompt: dict[str, Any]
+) -> None:
+    noted = (await client.post(RUN_PATH, json={**prompt, "tools": [FLAT]})).json()
+    assert noted["success"] is True
+    assert [note["message"].split("'")[1] for note in noted["messages"]] == ["tools"]
+    demanded = await client.post(RUN_PATH, json={**prompt, "tools": [FLAT], "tool_choice": "required"})
+    assert demanded.status_code == 400
+    assert "'tool_choice' demands a call" in demanded.text
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"guided_json": {}, "response_format": {"type": "json_object"}}, "'guided_json' cannot be sent together"),
+        ({"guided_json": 5}, "'guided_json' must be a JSON schema, not 5"),
+        ({"parallel_tool_calls": "x"}, "'parallel_tool_calls' must be true or false, not \"x\""),
+        ({"response_format": "json_object"}, "'response_format' must be an object"),
+        ({"logit_bias": []}, "'logit_bias' must map token ids to numbers, not be []"),
+        ({"max_tokens": 10**12}, "max_tokens is 1000000000000"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "'messages/0/tool_calls/0'"),
+    ],
+)
+async def test_wrong_extras_are_named_with_their_value(
+    client: httpx.AsyncClient, members: dict[str, Any], words: str
+) -> None:
+    response = await ask(client, **members)
+    assert response.status_code in (400, 413)
+    assert words in response.json()["errors"][0]["message"]
+
+
+async def test_json_mode_that_a_stop_string_ended_says_so(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: '{"free": "x"}'
+    response = await ask(client, response_format={"type": "json_object"}, stop=["x"])
+    assert response.json()["errors"][0]["code"] == 5024
+    assert "stop string 'x'" in response.json()["errors"][0]["message"]
+
+
 async def test_every_history_shape_gives_the_same_prompt(server: Server, client: httpx.AsyncClient) -> None:
     arguments = {"city": "Lima", "days": 2}
     nested = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(arguments)}}

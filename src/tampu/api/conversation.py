@@ -64,7 +64,7 @@ def parse_messages(messages: Sequence[Any], field: str = "messages") -> tuple[Me
             Message(
                 item["role"],
                 content_text(item.get("content"), f"{where}/content"),
-                _tool_calls(item) if item["role"] == "assistant" else (),
+                _tool_calls(item, where) if item["role"] == "assistant" else (),
                 name=_text_or_none(item.get("name")),
                 tool_call_id=_text_or_none(item.get("tool_call_id")),
             )
@@ -76,21 +76,30 @@ def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _tool_calls(item: dict[str, Any]) -> tuple[ToolCall, ...]:
-    """The calls of an assistant turn: OpenAI's nested entries, flat ones, or the old single `function_call`."""
-    entries = item.get("tool_calls")
-    if not isinstance(entries, list):
+def _tool_calls(item: dict[str, Any], where: str) -> tuple[ToolCall, ...]:
+    """The calls of an assistant turn: OpenAI's nested entries, flat ones, or the old single `function_call`.
+
+    Raises:
+        InvalidRequestError: for what is no call, naming it.
+    """
+    entries, where = item.get("tool_calls"), f"{where}/tool_calls"
+    if entries is None:
         entries = [item["function_call"]] if isinstance(item.get("function_call"), dict) else []
+    if not isinstance(entries, list):
+        raise InvalidRequestError(where, f"'{where}' must be an array of calls, not {shown(entries)}")
     calls = []
-    for entry in entries:
-        if not isinstance(entry, dict):
-            continue
-        function = entry.get("function")
+    for index, entry in enumerate(entries):
+        function = entry.get("function") if isinstance(entry, dict) else None
         source = function if isinstance(function, dict) else entry
-        name = source.get("name")
-        if isinstance(name, str):
-            arguments = _arguments(source.get("arguments", source.get("parameters")))
-            calls.append(ToolCall(name, arguments, _text_or_none(entry.get("id")) or ""))
+        name = source.get("name") if isinstance(source, dict) else None
+        if not isinstance(name, str):
+            raise InvalidRequestError(
+                f"{where}/{index}",
+                f"'{where}/{index}' must be a call with a name, not {shown(entry)}",
+                hint='Send {"id", "type": "function", "function": {"name", "arguments"}}.',
+            )
+        arguments = _arguments(source.get("arguments", source.get("parameters")))
+        calls.append(ToolCall(name, arguments, _text_or_none(entry.get("id")) or ""))
     return tuple(calls)
 
 

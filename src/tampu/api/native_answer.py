@@ -87,6 +87,8 @@ def parsed_json(answer: Answer) -> Any:
         hint = (
             f"The answer was cut off after {answer.usage.completion_tokens} tokens: raise max_tokens."
             if answer.finish_reason is FinishReason.LENGTH
+            else f"The stop string {answer.stop_match!r} ended it before the JSON was complete: leave it out of 'stop'."
+            if answer.stop_match
             else "The answer is not complete JSON."
         )
         raise ApiError(5024, hint=hint, param="response_format") from None

@@ -14,6 +14,7 @@ from tampu.api.cabidela import SchemaMismatchError, validate
 from tampu.api.config import ServerConfig
 from tampu.api.conversation import content_text, parse_messages, parse_tools
 from tampu.api.errors import ApiError
+from tampu.api.parameter_tables import shown
 from tampu.api.run_schema import INPUT_SCHEMA
 from tampu.api.wire_options import parse_logit_bias, parse_response_format, parse_stop, parse_tool_choice
 from tampu.core.errors import InvalidRequestError
@@ -58,7 +59,7 @@ def parse_native_request(
             lambda: _max_completion_tokens(payload, config), config.default_max_tokens, config
         )
     if payload["max_tokens"] < 1:
-        raise _cannot_answer("max_tokens", "max_tokens must be at least 1")
+        raise _cannot_answer("max_tokens", f"max_tokens must be at least 1, not {shown(payload['max_tokens'])}")
     notes: list[str] = []
     _check_image(payload, config, notes)
     if payload.get("lora") is not None:
@@ -78,6 +79,7 @@ def parse_native_request(
         request_id=request_id,
     )
     if branch == _PROMPT_BRANCH:
+        _refuse_demand(payload, config, notes, reason="a 'prompt' has no place for them")
         generate = replace(base, prompt=payload["prompt"], is_raw=payload["raw"])
     else:
         generate = _conversation(payload, base, notes, config)
@@ -106,11 +108,18 @@ def _conversation(
             raise _cannot_answer(f"messages/{index}", f"messages/{index} must be an object with role and content")
     conversation = parse_messages(messages)
     if payload.get("raw") is True:
+        _refuse_demand(payload, config, notes, reason="a 'raw' prompt has no place for them")
         prompt = "".join(message.content for message in conversation)
         return replace(base, prompt=prompt, is_raw=True)
     tools = payload.get("tools")
     functions = payload.get("functions")
     specs = parse_tools(tools, notes) if isinstance(tools, list) else ()
+    if isinstance(functions, list):
+        notes += [
+            f"'functions/{index}' is not an object and was left out."
+            for index, item in enumerate(functions)
+            if not isinstance(item, dict)
+        ]
     embedded = tuple(
         FunctionSpec(item["name"], item["code"])
         for item in (functions if isinstance(functions, list) else ())
@@ -130,9 +139,30 @@ def _conversation(
         messages=conversation,
         tools=specs,
         tool_choice=tool_choice,
-        parallel_tool_calls=payload.get("parallel_tool_calls") is not False,
+        parallel_tool_calls=_extra(lambda: _parallel_tool_calls(payload), True, config),
         functions=embedded,
     )
+
+
+def _parallel_tool_calls(payload: dict[str, Any]) -> bool:
+    value = payload.get("parallel_tool_calls")
+    if not isinstance(value, bool | None):
+        raise InvalidRequestError(
+            "parallel_tool_calls", f"'parallel_tool_calls' must be true or false, not {shown(value)}"
+        )
+    return value is not False
+
+
+def _refuse_demand(payload: dict[str, Any], config: ServerConfig, notes: list[str], *, reason: str) -> None:
+    """A prompt that no template sees cannot offer tools: a demand is refused, an offer noted."""
+    choice = _extra(lambda: parse_tool_choice(payload.get("tool_choice")), ToolChoice(), config)
+    if choice.mode in ("required", "named") and not config.is_strict:
+        raise InvalidRequestError(
+            "tool_choice",
+            f"'tool_choice' demands a call, and {reason}: no tools are offered to the model",
+            hint="Send the conversation as 'messages', without 'raw'.",
+        )
+    notes += [f"'{name}' was ignored: {reason}." for name in ("tools", "functions") if payload.get(name)]
 
 
 def _tool_choice(payload: dict[str, Any], offered: set[str]) -> ToolChoice:
@@ -145,7 +175,11 @@ def _tool_choice(payload: dict[str, Any], offered: set[str]) -> ToolChoice:
                 hint="Offer it in 'tools'.",
             )
     if tool_choice.mode == "required" and not offered:
-        raise InvalidRequestError("tool_choice", "'tool_choice' is \"required\" but no tools are offered")
+        raise InvalidRequestError(
+            "tool_choice",
+            "'tool_choice' is \"required\" but no tools are offered",
+            hint="Offer some in 'tools' or leave 'tool_choice' out.",
+        )
     return tool_choice
 
 
@@ -177,7 +211,9 @@ def _max_completion_tokens(payload: dict[str, Any], config: ServerConfig) -> int
     if value is None:
         return config.default_max_tokens
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError("max_completion_tokens", "'max_completion_tokens' must be an integer")
+        raise InvalidRequestError(
+            "max_completion_tokens", f"'max_completion_tokens' must be an integer, not {shown(value)}"
+        )
     return value
 
 
@@ -195,14 +231,18 @@ def _check_image(payload: dict[str, Any], config: ServerConfig, notes: list[str]
 
 
 def _response_format(payload: dict[str, Any]) -> ResponseFormat | None:
-    if payload.get("response_format") is not None:
-        return parse_response_format(payload["response_format"])
-    guided = payload.get("guided_json")
+    named, guided = parse_response_format(payload.get("response_format")), payload.get("guided_json")
     if guided is None:
-        return None
+        return named
+    if named is not None:
+        raise InvalidRequestError(
+            "guided_json", "'guided_json' cannot be sent together with 'response_format'", hint="Send one of them."
+        )
     if not isinstance(guided, dict | bool):
         raise InvalidRequestError(
-            "guided_json", "'guided_json' must be a JSON schema", hint="Send the schema as an object."
+            "guided_json",
+            f"'guided_json' must be a JSON schema, not {shown(guided)}",
+            hint="Send the schema as an object.",
         )
     return ResponseFormat(guided)
 
@@ -217,7 +257,7 @@ def _sampling(payload: dict[str, Any], *, min_p: float, logit_bias: tuple[tuple[
         repetition_penalty=float(payload.get("repetition_penalty", 1.0)),
         frequency_penalty=float(payload.get("frequency_penalty", 0.0)),
         presence_penalty=float(payload.get("presence_penalty", 0.0)),
-        max_tokens=min(int(payload["max_tokens"]), 2**31 - 1),
+        max_tokens=int(payload["max_tokens"]),
     )
 
 
@@ -226,7 +266,7 @@ def _min_p(payload: dict[str, Any]) -> float:
     if value is None:
         return 0.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InvalidRequestError("min_p", "'min_p' must be a number from 0 to 1")
+        raise InvalidRequestError("min_p", f"'min_p' must be a number from 0 to 1, not {shown(value)}")
     return float(value)
 
 

@@ -47,7 +47,9 @@ _SAMPLING = (
     ),
     Parameter("max_tokens", _integer(1, 2**31 - 1), "Longest answer, in tokens. Default 256."),
     Parameter("n", _integer(1, MAX_NUM_CHOICES), "Number of answers."),
-    Parameter("ignore_eos", FLAG, "Go on after the model's end mark, up to max_tokens."),
+    Parameter(
+        "ignore_eos", FLAG, "Go on after the model's end mark, up to max_tokens; no effect beside tools and JSON mode."
+    ),
     Parameter("guided_json", OBJECT, "A JSON schema that the answer must meet; not with a `response_format`."),
     Parameter("lora", TEXT, "Id or name of a loaded adapter. None can be loaded yet: every value is error 3030."),
 )

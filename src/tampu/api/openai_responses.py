@@ -17,6 +17,8 @@ from tampu.api.wire_options import parse_response_format
 from tampu.core.errors import InvalidRequestError
 from tampu.serving.requests import GenerateRequest
 
+_ECHOED = ("metadata", "text", "tools", "tool_choice")  # members that the answer repeats
+_MAX_ECHO_DEPTH = 200  # the JSON writer's own limit is 254
 _LOGPROBS = "message.output_text.logprobs"
 _INCLUDES = (_LOGPROBS, "reasoning.encrypted_content")  # the second asks for what this model never has
 
@@ -39,6 +41,8 @@ def parse_responses(body: Any, caller: Caller, config: ServerConfig) -> Response
         InvalidRequestError: naming the member at fault.
     """
     values, ignored = read_parameters(RESPONSES_PARAMETERS, body)
+    for name in _ECHOED:
+        _refuse_deep(values.get(name), name)
     model = required(values, "model")
     messages = _messages(required(values, "input"), values.get("instructions"))
     tools, choice = read_tools(values.get("tools", []), values.get("tool_choice"))
@@ -80,6 +84,23 @@ def parse_responses(body: Any, caller: Caller, config: ServerConfig) -> Response
             "user": values.get("user"),
         },
         ignored=ignored,
+    )
+
+
+def _refuse_deep(value: Any, field: str) -> None:
+    """Refuse what could not be written into the answer again."""
+    level = [value]
+    for _ in range(_MAX_ECHO_DEPTH):
+        level = [
+            member
+            for item in level
+            if isinstance(item, dict | list)
+            for member in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise InvalidRequestError(
+        field, f"'{field}' is nested more than {_MAX_ECHO_DEPTH} levels deep", hint="Send it with fewer levels."
     )
 
 

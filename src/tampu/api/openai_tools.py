@@ -27,7 +27,8 @@ def read_tools(
     notes: list[str] = []
     tools = parse_tools(items, notes, tools_field)
     if notes:  # the native route leaves such tools out; OpenAI's refuses them
-        raise InvalidRequestError(tools_field, notes[0].replace("was left out", "cannot be offered").rstrip("."))
+        field = notes[0].split("'")[1]  # a note begins with the place of the tool
+        raise InvalidRequestError(field, notes[0].replace("was left out", "cannot be offered").rstrip("."))
     return tools, _offered_choice(choice, choice_field, tools)
 
 
@@ -36,7 +37,15 @@ def _offered_choice(value: Any, field: str, tools: tuple[ToolSpec, ...]) -> Tool
     offered = {tool.name for tool in tools}
     for name in choice.names:
         if name not in offered:
-            raise InvalidRequestError(field, f"'{field}' names the function {name!r}, which is not offered")
+            raise InvalidRequestError(
+                field,
+                f"'{field}' names the function {name!r}, which is not offered",
+                hint=f"Offered are: {', '.join(sorted(offered)) or 'none'}.",
+            )
     if choice.mode == "required" and not tools:
-        raise InvalidRequestError(field, f"'{field}' is \"required\" but no tools are offered")
+        raise InvalidRequestError(
+            field,
+            f"'{field}' is \"required\" but no tools are offered",
+            hint=f"Offer some in 'tools' or leave '{field}' out.",
+        )
     return choice

@@ -167,6 +167,8 @@ def _checked(value: Any, schema: Mapping[str, Any], path: str) -> Any:
 
 def _checked_members(value: dict[str, Any], schema: Mapping[str, Any], path: str) -> dict[str, Any]:
     _check_size(len(value), 0, schema.get("maxProperties"), path, "members")
+    if schema.keys().isdisjoint(("properties", "additionalProperties")):
+        return value  # anything: whoever reads it knows what its members, and nulls, mean
     properties = schema.get("properties", {})
     additional = schema.get("additionalProperties", {})
     return {

@@ -24,7 +24,7 @@ def parse_stop(value: Any, field: str = "stop") -> tuple[str, ...]:
         return ()
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise InvalidRequestError(field, f"'{field}' must be a string or an array of strings")
+        raise InvalidRequestError(field, f"'{field}' must be a string or an array of strings, not {shown(value)}")
     if len(stops) > MAX_STOP_STRINGS or any(len(stop) > _MAX_STOP_CHARS for stop in stops):
         raise InvalidRequestError(
             field, f"'{field}' must hold at most {MAX_STOP_STRINGS} strings of at most {_MAX_STOP_CHARS} characters"
@@ -40,14 +40,18 @@ def parse_logit_bias(value: Any, field: str = "logit_bias") -> tuple[tuple[int, 
     """
     if value is None:
         return ()
-    if not isinstance(value, dict) or len(value) > _MAX_BIASES:
-        raise InvalidRequestError(field, f"'{field}' must map at most {_MAX_BIASES} token ids to numbers")
+    if not isinstance(value, dict):
+        raise InvalidRequestError(field, f"'{field}' must map token ids to numbers, not be {shown(value)}")
+    if len(value) > _MAX_BIASES:
+        raise InvalidRequestError(field, f"'{field}' must map at most {_MAX_BIASES} token ids, not {len(value)}")
     biases = []
     for key, bias in value.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InvalidRequestError(field, f"'{field}' must map token ids, not {key[:40]!r}")
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
-            raise InvalidRequestError(f"{field}/{key}", f"'{field}/{key}' must be a number from -100 to 100")
+            raise InvalidRequestError(
+                f"{field}/{key}", f"'{field}/{key}' must be a number from -100 to 100, not {shown(bias)}"
+            )
         biases.append((int(key), float(bias)))
     return tuple(biases)
 
@@ -74,7 +78,7 @@ def parse_tool_choice(value: Any, field: str = "tool_choice") -> ToolChoice:
             return parse_tool_choice(value["type"], field)
     raise InvalidRequestError(
         field,
-        f'\'{field}\' must be "auto", "none", "required" or a function',
+        f'\'{field}\' must be "auto", "none", "required" or a function, not {shown(value)}',
         hint='To name a function send {"type": "function", "function": {"name": "..."}}.',
     )
 
@@ -111,8 +115,12 @@ def parse_response_format(value: Any, field: str = "response_format") -> Respons
         return ResponseFormat()
     if kind == "json_schema":
         return _json_schema(value, field)
+    if not isinstance(value, dict):
+        raise InvalidRequestError(
+            field, f"'{field}' must be an object, not {shown(value)}", hint='Send {"type": "json_object"}, for example.'
+        )
     raise InvalidRequestError(
-        field, f'\'{field}/type\' must be "text", "json_object" or "json_schema"', hint="Correct the type."
+        f"{field}/type", f'\'{field}/type\' must be "text", "json_object" or "json_schema", not {shown(kind)}'
     )
 
 
