@@ -15,6 +15,7 @@ from fake_embedder import DIMENSIONS, FakeEmbedder, vector
 from scripted_server import ACCOUNT, MODEL, Server
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
+from tampu.api.errors import KINDS
 from tampu.serving.mock_embedder import MockEmbedder
 
 BGE = "@cf/baai/bge-small-en-v1.5"
@@ -149,7 +150,7 @@ async def test_a_text_that_is_too_long_is_never_cut(http: httpx.AsyncClient) -> 
 
 
 async def test_the_mock_gives_equal_texts_equal_unit_vectors() -> None:
-    embedder = MockEmbedder()
+    embedder = MockEmbedder(KINDS)
     one, two, other = (await embedder.embed(["same", "same", ""])).vectors
     assert one == two != other
     for vector_bytes in (one, other):

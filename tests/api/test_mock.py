@@ -17,6 +17,7 @@ from live_server import live
 from scripted_server import MODEL, RUN_PATH, frames_of
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
+from tampu.api.errors import KINDS
 from tampu.core.errors import ConfigError
 from tampu.serving.example_value import example_value
 from tampu.serving.mock import mock_services, pieces
@@ -28,7 +29,7 @@ TOOL = {"name": "get_weather", "description": "d", "parameters": {
 
 
 def mock_app(script: Script | None = None, **settings: Any) -> Any:
-    return create_app(mock_services(script), ServerConfig(**settings))
+    return create_app(mock_services(script or Script(KINDS)), ServerConfig(**settings))
 
 
 def client_of(app: Any) -> httpx.AsyncClient:
@@ -70,7 +71,7 @@ async def test_limits_and_stops_work_as_on_the_real_server(mock: httpx.AsyncClie
     ("directive", "status", "code"),
     [("error=3040", 429, 3040), ("error=3007", 408, 3007), ("status=503", 503, 3043),
      ("error=3040 status=500", 500, 3040),
-     ("error=5007", 400, 5007), ("error=99", 500, 3043)],
+     ("error=5007", 400, 5007), ("status=400", 400, 3043), ("status=599", 599, 3043)],
 )  # fmt: skip
 async def test_faults_by_header_and_by_prompt(mock: httpx.AsyncClient, directive: str, status: int, code: int) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}]}
@@ -80,6 +81,92 @@ async def test_faults_by_header_and_by_prompt(mock: httpx.AsyncClient, directive
         assert response.status_code == status
         assert response.json()["errors"][0]["code"] == code
     assert (await ask(mock, "hi")).status_code == 200
+
+
+WRONG_DIRECTIVES = [
+    ("eror=3040", "'eror' is not a key here (known: cut_after, delay_ms, error, finish_reason, status, token_delay_ms"),
+    ("error", "error must be one of the codes 3003, 3006, "),
+    ("error=abc", "not 'abc'"),
+    ("error=9999", "not 9999"),
+    ("error=3040 stauts=500", "'stauts' is not a key"),
+    *((f"status={status}", f"status must be an HTTP status from 400 to 599, not {status}")
+      for status in (20, 99, 101, 200, 301, 399, 600, 700, 1000)),
+    ("delay_ms=-1", "delay_ms must be a number of milliseconds from 0 to 86400000, not '-1'"),
+    ("token_delay_ms=999999999", "not 999999999"),
+    ("cut_after=x", "cut_after must be a whole number of at least 0, not 'x'"),
+    ("finish_reason=banana", "finish_reason must be one of stop, length, tool_calls, abort, error, not 'banana'"),
+    ("times=2", "'times' is not a key"),
+    ("reply=hello", "'reply' is not a key"),
+    ("when=weather", "'when' is not a key"),
+    (";", "names no key"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("directive", "problem"), WRONG_DIRECTIVES)
+async def test_a_wrong_directive_is_refused_by_name(mock: httpx.AsyncClient, directive: str, problem: str) -> None:
+    """A test that asks for a fault must not pass without it."""
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    by_header = await mock.post(RUN_PATH, json=body, headers={"x-tampu-mock": directive})
+    by_prompt = await ask(mock, f"hi [[mock {directive}]]", stream=True)
+    for response, where in ((by_header, "x-tampu-mock"), (by_prompt, "messages/0/content")):
+        assert response.status_code == 400
+        (error,) = response.json()["errors"]
+        assert error["code"] == 5006
+        assert f"the mock directive in '{where}' cannot be followed: " in error["message"]
+        assert problem in error["message"]
+
+
+async def test_a_wrong_directive_is_refused_in_the_envelope_of_its_route(mock: httpx.AsyncClient) -> None:
+    wrong = {"x-tampu-mock": "eror=3040"}
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    openai = await mock.post("/v1/chat/completions", json=chat, headers=wrong)
+    assert (openai.status_code, openai.json()["error"]["param"]) == (400, "x-tampu-mock")
+    prompts = {"model": MODEL, "prompt": ["a", "b [[mock eror=3040]]"], "stream": True}
+    completion = await mock.post("/v1/completions", json=prompts)
+    assert (completion.status_code, completion.json()["error"]["param"]) == (400, "prompt")
+    binding = {"inputs": {"prompt": "hi"}, "options": {}}
+    model = {"cf-consn-model-id": MODEL}
+    for headers in (wrong | model, {f"mf-header-{name}": value for name, value in (wrong | model).items()}):
+        sent = headers if headers.keys() >= wrong.keys() else headers | {"mf-url": "http://workers-binding.ai/run"}
+        refused = await mock.post("/run" if sent is headers else "/", json=binding, headers=sent)
+        assert (refused.status_code, refused.json()["internalCode"]) == (400, 5006)
+        assert "'eror' is not a key" in refused.json()["description"]
+
+
+@pytest.mark.parametrize("marker", ["[[mock]]", "[[mock: error=3040]]", "[[mock\nerror = 3040]]"])
+async def test_a_marker_that_is_nearly_right_is_refused(mock: httpx.AsyncClient, marker: str) -> None:
+    assert (await ask(mock, f"hi {marker}")).status_code == 400
+    assert (await ask(mock, "a [[mock-up]] and [[mocking]]")).status_code == 200
+
+
+async def test_every_marker_of_a_prompt_counts_and_the_header_wins(mock: httpx.AsyncClient) -> None:
+    text = "hi [[mock error=3040]] [[mock status=500]]"
+    both = await ask(mock, text)
+    assert (both.status_code, both.json()["errors"][0]["code"]) == (500, 3040)
+    body = {"messages": [{"role": "user", "content": text}]}
+    by_header = await mock.post(RUN_PATH, json=body, headers={"x-tampu-mock": "status=503"})
+    assert by_header.status_code == 503
+
+
+async def test_embeddings_fail_on_demand_too(mock: httpx.AsyncClient) -> None:
+    path, model = "/v1/embeddings", "@cf/baai/bge-small-en-v1.5"
+    for directive, status, told in (
+        ("error=3040", 429, "Capacity"),
+        ("status=503", 503, "Internal server error"),
+        ("cut_after=1", 400, "'cut_after' is not a key here (known: delay_ms, error, status)"),
+    ):
+        text = {"model": model, "input": ["a", "b"]}
+        by_header = await mock.post(path, json=text, headers={"x-tampu-mock": directive})
+        by_text = await mock.post(path, json=text | {"input": ["a", f"b [[mock {directive}]]"]})
+        for response in (by_header, by_text):
+            assert response.status_code == status
+            assert told in response.json()["error"]["message"]
+
+
+async def test_a_wrong_directive_uses_up_no_rule(tmp_path: Path) -> None:
+    async with client_of(mock_app(script_of(tmp_path, "- {error: 3040, times: 1}"))) as client:
+        assert (await ask(client, "hi [[mock eror=3040]]")).status_code == 400
+        assert [(await ask(client, "hi")).status_code for _ in range(2)] == [429, 200]
 
 
 async def test_forced_tools_and_json_mode_get_fitting_values(mock: httpx.AsyncClient) -> None:
@@ -93,7 +180,7 @@ async def test_forced_tools_and_json_mode_get_fitting_values(mock: httpx.AsyncCl
 def script_of(tmp_path: Path, text: str) -> Script:
     path = tmp_path / "script.yaml"
     path.write_text(text)
-    return load_script(path)
+    return load_script(path, KINDS)
 
 
 async def test_a_script_speaks_in_order(tmp_path: Path) -> None:
@@ -132,7 +219,18 @@ replies:
         ("replies: 5", "must hold a list"),
         ("- {repy: x}", "unknown keys repy"),
         ("- {when: /(/}", "the pattern"),
-        ("- {error: soon}", "must be a number"),
+        ("- {error: soon}", "rule 0: error must be one of the codes 3003, "),
+        ("- {error: 1}", "not 1"),
+        ("- {error: true}", "not True"),
+        ("- x\n- {status: 20}", "rule 1: status must be an HTTP status from 400 to 599, not 20"),
+        ("- {status: 700}", "not 700"),
+        ("- {finish_reason: banana}", "finish_reason must be one of stop, "),
+        ("- {finish_reason: [stop]}", "not ['stop']"),
+        ("- {delay_ms: .nan}", "delay_ms must be a number of milliseconds"),
+        ("- {token_delay_ms: .inf}", "not inf"),
+        ("- {cut_after: 2.5}", "cut_after must be a whole number"),
+        ("- {times: -1}", "times must be a whole number"),
+        ("- {tool_calls: [{name: f, argument: {}}]}", "must be a list of"),
         ("- {tool_calls: [5]}", "must be a list of"),
         ("- 5", "must be a text or an object"),
         ("a: [", "cannot be read"),

@@ -13,8 +13,10 @@ import pytest
 from scripted_server import ACCOUNT, MODEL, Server, prompt_text
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
+from tampu.api.errors import KINDS
 from tampu.serving.metrics import Metrics
 from tampu.serving.mock import MockGenerator, mock_model_card
+from tampu.serving.mock_script import Script
 from tampu.serving.services import Services
 
 PATH = "/v1/responses"
@@ -39,7 +41,7 @@ def body(**members: Any) -> dict[str, Any]:
 @pytest.fixture
 async def mock() -> AsyncIterator[httpx.AsyncClient]:
     """A server whose model calls the tool that it must."""
-    generator = MockGenerator(Metrics())
+    generator = MockGenerator(Metrics(), Script(KINDS))
     services = Services(generator=generator, model_card=mock_model_card(), engine=generator)
     transport = httpx.ASGITransport(create_app(services, ServerConfig()))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as made:

@@ -15,8 +15,10 @@ from live_server import live
 from scripted_server import ACCOUNT, MODEL, Server
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
+from tampu.api.errors import KINDS
 from tampu.serving.metrics import Metrics
 from tampu.serving.mock import MockGenerator, mock_model_card
+from tampu.serving.mock_script import Script
 from tampu.serving.services import Services
 from tampu.store.database import open_database
 from tampu.store.token_cache import TokenCache
@@ -110,7 +112,7 @@ def test_errors(client: cloudflare.Cloudflare) -> None:
 
 
 def test_a_busy_server_is_tried_again_and_then_given_up() -> None:
-    generator = MockGenerator(Metrics())
+    generator = MockGenerator(Metrics(), Script(KINDS))
     services = Services(generator=generator, model_card=mock_model_card(), engine=generator)
     with live(create_app(services, ServerConfig())) as base:
         options: Any = {"base_url": base + "/client/v4", "api_token": "any", "max_retries": 0}

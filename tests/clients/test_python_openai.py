@@ -17,6 +17,7 @@ from live_server import live
 from scripted_server import ACCOUNT, MODEL, Server, prompt_text
 from tampu.api.app import create_app
 from tampu.api.config import ServerConfig
+from tampu.api.errors import KINDS
 from tampu.core.request import Request
 from tampu.serving.metrics import Metrics
 from tampu.serving.mock import MockGenerator, mock_model_card
@@ -73,7 +74,7 @@ def mock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The mock, with tool calls and faults."""
     script = tmp_path_factory.mktemp("script") / "script.json"
     script.write_text(json.dumps(SCRIPT))
-    generator = MockGenerator(Metrics(), load_script(script))
+    generator = MockGenerator(Metrics(), load_script(script, KINDS))
     services = Services(generator=generator, model_card=mock_model_card(), engine=generator)
     with live(create_app(services, ServerConfig())) as url:
         yield url

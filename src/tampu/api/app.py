@@ -64,13 +64,13 @@ def create_app(services: Services, config: ServerConfig, *, access: AccessContro
     app.add_exception_handler(HTTPException, on_error)
     if access is None:
         access = AccessControl(AccessPolicy(bind_host=config.host, is_strict=config.is_strict), services.tokens)
-    app.add_middleware(AccessMiddleware, access=access)
-    app.add_middleware(GatewayPath)
-    app.add_middleware(RemoteProxy)
     if services.model_card.is_mock:
         from tampu.api.mock_faults import MockFaults
 
-        app.add_middleware(MockFaults)
+        app.add_middleware(MockFaults)  # innermost: it reads the headers that the proxy layer unwraps
+    app.add_middleware(AccessMiddleware, access=access)
+    app.add_middleware(GatewayPath)
+    app.add_middleware(RemoteProxy)
     app.add_middleware(RequestGate, config=config, render_error=render)
     app.add_middleware(  # outermost: a page of ours may read refusals, too
         CORSMiddleware,

@@ -150,7 +150,7 @@ def to_api_error(error: BaseException, *, model: str = "") -> ApiError:
         case ApiError():
             return error
         case MockFaultError():
-            return _fault(error)
+            return ApiError(error.code, "on demand", status=error.status)
         case ContextLengthError():
             return ApiError(5021, str(error), hint=error.hint, param=error.field)
         case InvalidRequestError():
@@ -169,12 +169,6 @@ def to_api_error(error: BaseException, *, model: str = "") -> ApiError:
             return ApiError(3043, hint="The engine stopped after an internal failure; restart the server.", status=503)
         case _:
             return ApiError(3043)
-
-
-def _fault(error: MockFaultError) -> ApiError:
-    if error.code not in KINDS:
-        return ApiError(3043, status=error.status)
-    return ApiError(error.code, "on demand", status=error.status)
 
 
 def v4_body(error: ApiError, request_id: str, *, is_strict: bool) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tampu.serving.mock import DIRECTIVE
+from tampu.serving.mock_script import DIRECTIVE, HEADER
 
-_HEADER = b"x-tampu-mock"
+_HEADER = HEADER.encode()
 
 
 @dataclass(frozen=True, slots=True)
 class MockFaults:
-    """Plain ASGI: hands the header to the mock generator."""
+    """Plain ASGI: hands the header to the mock, which reads it where the route renders errors."""
 
     app: ASGIApp
 

@@ -85,20 +85,14 @@ def build_mock_server(
     """The same wire with no model: nothing of the engine is imported."""
     from tampu.api.app import create_app
     from tampu.api.auth import AccessControl
-    from tampu.serving.metrics import Metrics
-    from tampu.serving.mock import MockGenerator, mock_model_card
-    from tampu.serving.mock_embedder import MockEmbedder
-    from tampu.serving.mock_script import load_script
-    from tampu.serving.services import Services
+    from tampu.api.errors import KINDS
+    from tampu.serving.mock import mock_services
+    from tampu.serving.mock_script import Script, load_script
 
-    metrics, card = Metrics(), mock_model_card()
-    generator = MockGenerator(metrics, load_script(script) if script is not None else None)
-    services = Services(
-        generator=generator, model_card=card, engine=generator, metrics=metrics, embeddings=MockEmbedder()
-    )
+    services = mock_services(load_script(script, KINDS) if script is not None else Script(KINDS))
     app = create_app(services, server, access=AccessControl(policy, tokens))
     rows = (("answers", str(script) if script else "made up, deterministic"), _address(server))
-    return BuiltServer(app, BannerFacts("Tampu mock", rows, card.notices), lambda: None)
+    return BuiltServer(app, BannerFacts("Tampu mock", rows, services.model_card.notices), lambda: None)
 
 
 def banner_facts(

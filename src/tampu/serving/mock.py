@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from contextvars import ContextVar
 from dataclasses import replace
 
 from tampu.core.chat import ToolCall
@@ -22,19 +21,16 @@ from tampu.core.stats import EngineHealth, EngineStats
 from tampu.serving.answers import Answer, fold
 from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta, arguments_text
 from tampu.serving.example_value import example_value
-from tampu.serving.faults import MockFaultError, StreamCut
+from tampu.serving.faults import StreamCut
 from tampu.serving.metrics import Metrics
+from tampu.serving.mock_embedder import MockEmbedder
 from tampu.serving.mock_script import Cue, Script, last_text
 from tampu.serving.model_card import ModelCard
 from tampu.serving.requests import GenerateRequest
 from tampu.serving.services import Services
 from tampu.text.stop_strings import StopStringMatcher
 
-# What the current request's `x-tampu-mock` header says; set by the HTTP layer.
-DIRECTIVE: ContextVar[str] = ContextVar("tampu_mock_directive", default="")
-
 MOCK_CONTEXT_LEN = 128_000
-_INTERNAL_ERROR = 3043
 _WORD = re.compile(r"\s*\S{1,12}|\s+\Z")
 _FRAGMENT = re.compile(r".{1,5}", re.DOTALL)  # of a call's arguments
 
@@ -50,11 +46,17 @@ def mock_model_card() -> ModelCard:
     )
 
 
-def mock_services(script: Script | None = None) -> Services:
+def mock_services(script: Script) -> Services:
     """Everything a mock server needs."""
     metrics = Metrics()
     generator = MockGenerator(metrics, script)
-    return Services(generator=generator, model_card=mock_model_card(), engine=generator, metrics=metrics)
+    return Services(
+        generator=generator,
+        model_card=mock_model_card(),
+        engine=generator,
+        metrics=metrics,
+        embeddings=MockEmbedder(script.error_codes),
+    )
 
 
 def pieces(text: str) -> list[str]:
@@ -65,9 +67,9 @@ def pieces(text: str) -> list[str]:
 class MockGenerator:
     """Answers like the real generator; also stands in for the engine where health and statistics are asked."""
 
-    def __init__(self, metrics: Metrics, script: Script | None = None) -> None:
+    def __init__(self, metrics: Metrics, script: Script) -> None:
         self._metrics = metrics
-        self._script = script or Script()
+        self._script = script
         self._num_running = 0
         self._num_aborts = 0
         self._prompt_tokens = 0
@@ -106,13 +108,11 @@ class MockGenerator:
                 max_tokens=request.sampling.max_tokens,
                 max_model_len=MOCK_CONTEXT_LEN,
             )
-        cue = self._script.cue_for(request, DIRECTIVE.get())
+        cue = self._script.cue_for(request)
         self._num_running += 1
         is_done = False
         try:
-            await asyncio.sleep(cue.delay_ms / 1000)
-            if cue.error is not None or cue.status is not None:
-                raise MockFaultError(cue.error if cue.error is not None else _INTERNAL_ERROR, cue.status)
+            await cue.begin()
             self._prompt_tokens += num_prompt_tokens
             for index in range(request.n):
                 async for event in self._choice(request, cue, index, num_prompt_tokens):
@@ -160,7 +160,7 @@ class MockGenerator:
                 num_tokens += 1
                 for event in _call_events(call, call_index, index):
                     yield event
-        if cue.finish_reason in tuple(FinishReason):
+        if cue.finish_reason is not None:
             reason = FinishReason(cue.finish_reason)
         yield Finished(reason, _usage(num_prompt_tokens, num_tokens, index), index, matcher.matched)
 
