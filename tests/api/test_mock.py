@@ -277,6 +277,35 @@ def test_a_cut_stream_breaks_the_connection() -> None:
         assert time.monotonic() - began_s >= 0.035  # 7 pauses: a lower bound cannot flake
 
 
+def test_a_cut_of_a_plain_answer_breaks_the_connection_and_is_no_error_of_the_server() -> None:
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "a b c d"}]}
+    text = {"model": MODEL, "prompt": ["a b c", "d e f"]}
+    called = {**chat, "tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"}
+    plain = [
+        (RUN_PATH, {"prompt": "a b c d"}, "cut_after=3"),
+        (RUN_PATH, {"prompt": "a b c d", "stream": True}, "cut_after=0"),
+        ("/v1/chat/completions", chat, "cut_after=0"),
+        ("/v1/chat/completions", called, "cut_after=1"),
+        ("/v1/completions", text, "cut_after=2"),
+        ("/v1/responses", {"model": MODEL, "input": "a b c d"}, "cut_after=2"),
+    ]
+    begun = [(path, {**body, "stream": True}, "cut_after=2") for path, body, _ in plain if body is not called]
+    command = [sys.executable, "-m", "tampu", "serve", "--mock", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        url = next(found[0] for line in process.stdout if (found := re.search(r"http://[0-9.:]+", line)))
+        with httpx.Client(base_url=url) as client:
+            for path, body, directive in plain + begun:
+                with pytest.raises(httpx.RemoteProtocolError):
+                    client.post(path, json=body, headers={"x-tampu-mock": directive})
+            assert client.post(RUN_PATH, json={"prompt": "a b"}).status_code == 200
+    finally:
+        process.terminate()
+        errors = process.communicate(timeout=30)[1]
+    assert errors == ""
+
+
 def test_no_model_code_is_imported() -> None:
     program = (
         "import sys, tampu.api.app, tampu.serving.mock\n"

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tampu.api.config import ServerConfig
+from tampu.api.connection import break_off
 from tampu.api.errors import ApiError
 from tampu.serving.faults import StreamCut
 
@@ -51,7 +52,7 @@ class RequestGate:
             self._check_headers(scope)
             await self._app(scope, receive, send_numbered)
         except StreamCut:
-            return  # the server closes a connection whose answer is not complete
+            await break_off(scope, receive)
         except Exception as error:
             if not isinstance(error, ApiError):
                 _LOG.exception("request %s failed", scope["tampu.request_id"])

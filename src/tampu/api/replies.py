@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tampu.api.errors import ApiError
-from tampu.serving.faults import StreamCut
 
 T = TypeVar("T")
 
@@ -65,11 +64,11 @@ class EventStream(Response):
         self._frames = frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the generator ends or the client goes away."""
+        """Send until the generator ends or the client goes away. A cut is the business of the gate around the app."""
         try:
             await unless_disconnected(receive, self._send_all(send))
-        except (ApiError, OSError, StreamCut):
-            return  # nobody is left to tell, or nobody is to be told
+        except (ApiError, OSError):
+            return  # nobody is left to tell
         finally:
             await self._frames.aclose()
 

@@ -45,13 +45,15 @@ def run_server(server: BuiltServer, listener: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; open requests may finish within the drain time."""
     import uvicorn
 
+    from tampu.cli.http_protocol import ClosableHttpProtocol
+
     config = uvicorn.Config(
         server.app,
         log_level="warning",
         access_log=False,
         lifespan="on",
         loop="uvloop",
-        http="httptools",
+        http=ClosableHttpProtocol,
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,

@@ -138,7 +138,7 @@ class MockGenerator:
             if num_tokens >= request.sampling.max_tokens:
                 reason = FinishReason.LENGTH
                 break
-            if cue.cut_after is not None and num_tokens >= cue.cut_after:
+            if num_tokens == cue.cut_after:
                 raise StreamCut
             if num_tokens and cue.token_delay_ms:
                 await asyncio.sleep(cue.token_delay_ms / 1000)
@@ -152,16 +152,17 @@ class MockGenerator:
         held = "" if matcher.matched is not None else matcher.finish()
         if held:
             yield TextDelta(held, index)
-        if cue.cut_after is not None and num_tokens >= cue.cut_after:
-            raise StreamCut
         if calls and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
             for call_index, call in enumerate(calls):
+                if num_tokens == cue.cut_after:
+                    raise StreamCut
                 num_tokens += 1
                 for event in _call_events(call, call_index, index):
                     yield event
-        if cue.finish_reason is not None:
-            reason = FinishReason(cue.finish_reason)
+        if num_tokens == cue.cut_after:
+            raise StreamCut
+        reason = FinishReason(cue.finish_reason or reason)
         yield Finished(reason, _usage(num_prompt_tokens, num_tokens, index), index, matcher.matched)
 
 
