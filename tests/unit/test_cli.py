@@ -6,10 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from tampu import __version__
 from tampu.cli.main import app, main
+from tampu.cli.mock_options import MODEL_OPTIONS, TOKEN_OPTIONS
 from tampu.cli.reference import reference
 from tampu.cli.server_process import bind
 from tampu.core.errors import ConfigError
@@ -61,3 +63,38 @@ def test_a_public_bind_without_a_token_is_refused_with_the_command_that_fixes_it
     result = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path)])
     assert isinstance(result.exception, ConfigError)
     assert "tampu token create" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--mock", "--model", "/nope", "--runner", "gpu", "--isa", "zzz"], "--model, --isa, --runner: without effect"),
+        (["--mock", "--no-prefix-caching"], "--prefix-caching: without effect"),
+        (["--mock-script", "replies.yaml", "--threads", "2"], "--threads: without effect"),
+        (["--mock", "--data-dir", "/nope"], "--data-dir: without effect"),
+        (["--mock-script", "/nope.yaml"], "mock script /nope.yaml: cannot be read"),
+    ],
+)
+def test_what_a_mock_cannot_use_is_refused(arguments: list[str], named: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(named)
+
+
+def test_a_mock_script_makes_a_mock_and_the_environment_may_speak_of_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "replies.json"
+    script.write_text('["hello"]')
+    monkeypatch.setattr("tampu.cli.serve.run_server", lambda server, listener: server.close())
+    for variable, value in (("TAMPU_MODEL", "/nope"), ("TAMPU_DATA_DIR", "/nope"), ("TAMPU_THREADS", "2")):
+        monkeypatch.setenv(variable, value)
+    result = CliRunner().invoke(app, ["serve", "--port", "0", "--mock-script", str(script), "--strict"])
+    assert result.exception is None
+    assert "Tampu mock" in result.output
+    assert str(script) in result.output
+
+
+def test_the_options_refused_beside_the_mock_are_options_of_serve() -> None:
+    known = {parameter.name for parameter in typer.main.get_command(app).commands["serve"].params}
+    assert known >= MODEL_OPTIONS | TOKEN_OPTIONS

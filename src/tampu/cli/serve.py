@@ -14,6 +14,7 @@ import typer
 from tampu.cli import options
 from tampu.cli.banner import BannerFacts, megabytes, parameter_count, print_banner
 from tampu.cli.composition import EngineSettings, load_embeddings, load_model
+from tampu.cli.mock_options import check_mock_options
 from tampu.cli.server_process import BuiltServer, bind, run_server
 from tampu.core.config import CpuRunnerConfig, EngineConfig
 
@@ -136,6 +137,7 @@ def _address(server: ServerConfig) -> tuple[str, str]:
 
 
 def serve(
+    context: typer.Context,
     model: options.ModelOption = None,
     embedding_model: Annotated[
         str | None,
@@ -155,7 +157,9 @@ def serve(
     ] = False,
     mock_script: Annotated[
         Path | None,
-        typer.Option("--mock-script", envvar="TAMPU_MOCK_SCRIPT", help="JSON or YAML file of replies and faults."),
+        typer.Option(
+            "--mock-script", envvar="TAMPU_MOCK_SCRIPT", help="JSON or YAML file of replies and faults; implies --mock."
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", envvar="TAMPU_STRICT", help="Refuse what the hosted service refuses.")
@@ -216,6 +220,7 @@ def serve(
 ) -> None:
     """Serve the model over HTTP: Workers AI's REST and binding routes and the OpenAI-compatible ones."""
     started = time.perf_counter()
+    mock = mock or mock_script is not None
     listener = bind(host, port)
     gc.disable()  # nothing made during start-up is garbage; `run_server` enables it again
     try:
@@ -224,6 +229,8 @@ def serve(
         from tampu.api.auth import AccessPolicy, check_bind, is_loopback_host
         from tampu.api.config import ServerConfig
 
+        if mock:
+            check_mock_options(context, asks_for_tokens=not is_loopback_host(host))
         server = ServerConfig(
             host=host,
             port=listener.getsockname()[1],
