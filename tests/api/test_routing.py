@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -60,6 +63,19 @@ async def test_strict_mode_wants_credentials(server: Server) -> None:
     assert malformed.status_code == 400
     assert malformed.json()["errors"][0]["error_chain"][0]["code"] == 6111
     assert given.status_code == 200
+
+
+async def test_strict_mode_takes_the_account_and_token_that_the_documentation_shows(server: Server) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text("utf-8")
+    found = re.search(r"^export CLOUDFLARE_ACCOUNT_ID=(\S+) CLOUDFLARE_AUTH_TOKEN=(\S+)$", page, re.MULTILINE)
+    assert found is not None
+    async with server.client(is_strict=True) as client:
+        path, headers = f"{BASE}/{found[1]}/ai/run/{MODEL}", {"authorization": f"Bearer {found[2]}"}
+        assert (await client.post(path, json={"prompt": "hi"}, headers=headers)).status_code == 200
+        local = await client.post("/v1/completions", json={"model": MODEL, "prompt": "hi"})
+        binding = {"cf-consn-model-id": MODEL}
+        bound = await client.post("/run", json={"inputs": {"prompt": "hi"}}, headers=binding)
+    assert (local.status_code, bound.status_code) == (200, 200)
 
 
 async def test_an_encoded_slash_cannot_smuggle_another_account_past_the_door(client: httpx.AsyncClient) -> None:
