@@ -128,6 +128,7 @@ async def test_strict_wants_well_formed_credentials_even_when_open() -> None:
         ("POST", "/client/v4/accounts/acme/ai/finetunes", bearer("writer"), 200),
         ("GET", "/health", {}, 200),
         ("GET", "/ready", {}, 200),
+        ("GET", "/docs", {}, 200),
     ],
 )
 async def test_with_tokens_each_route_asks_for_one(
@@ -142,7 +143,20 @@ async def test_with_tokens_each_route_asks_for_one(
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/docs", "/openapi.json", "/metrics", "/health/", "/health/x", "//health", "/nothing", "/HEALTH"]
+    "path",
+    [
+        "/",
+        "/docs/",
+        "/docs/x",
+        "/redoc",
+        "/openapi.json",
+        "/metrics",
+        "/health/",
+        "/health/x",
+        "//health",
+        "/nothing",
+        "/HEALTH",
+    ],
 )
 async def test_every_other_path_is_denied_by_default(path: str) -> None:
     async with client(TOKENS) as http:

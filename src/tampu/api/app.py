@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 import tampu
-from tampu.api import binding, catalogue_routes, openai, operations, workers_ai
+from tampu.api import binding, catalogue_routes, docs_page, openai, operations, workers_ai
 from tampu.api.auth import LOCAL_ORIGIN, AccessControl, AccessMiddleware, AccessPolicy
 from tampu.api.config import ServerConfig
 from tampu.api.context import AppContext
@@ -28,6 +28,7 @@ from tampu.serving.services import Services
 
 _ROUTERS = (  # the first route that fits takes a request
     operations.router,
+    docs_page.router,
     binding.router,
     workers_ai.router,
     catalogue_routes.router,
@@ -46,6 +47,8 @@ def create_app(services: Services, config: ServerConfig, *, access: AccessContro
         version=getattr(tampu, "__version__", "0"),
         summary="Workers AI's wire formats over a local Llama engine.",
         redirect_slashes=False,
+        docs_url=None,  # the framework's pages load their scripts from other hosts; ours is `docs_page`
+        redoc_url=None,
         lifespan=_lifespan,
     )
     context = AppContext(services, config)

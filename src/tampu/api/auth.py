@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tampu.api.errors import ApiError
 from tampu.core.errors import ConfigError
 
-DEFAULT_PUBLIC_PATHS = frozenset({"/health", "/ready"})
+DEFAULT_PUBLIC_PATHS = frozenset({"/health", "/ready", "/docs"})
 BINDING_HOST = "workers-binding.ai"
 PRINCIPAL = "principal"  # key in the ASGI scope's state
 
