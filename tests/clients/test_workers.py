@@ -21,7 +21,7 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MODEL = "@cf/meta/llama-3.1-8b-instruct-fast"
 EXAMPLES = NODE_FOLDER / "workers"
 PRODUCTION = json.dumps(
-    {"name": "my-worker", "main": "src/index.ts", "compatibility_date": "2026-08-01", "ai": {"binding": "AI"}}
+    {"name": "my-worker", "main": "src/index.ts", "compatibility_date": "2025-01-01", "ai": {"binding": "AI"}}
 )
 # How a test tells a tool its port, which a reader leaves at the tool's default.
 PORT_FLAGS = {
@@ -118,15 +118,25 @@ def test_the_derived_configuration_suits_the_version(node: NodeTools) -> None:
     assert "has no AI binding" in report["none"]
 
 
-def test_a_service_binding_answers_too(node: NodeTools, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "name", "prefix"),
+    [([], "Error", "AiError: "), (["enhanced_error_serialization"], "AiError", "")],
+    ids=["as shipped", "errors with names"],
+)
+def test_a_service_binding_answers_too(
+    node: NodeTools, tmp_path: Path, flags: list[str], name: str, prefix: str
+) -> None:
     services = {"services": [{"binding": "AI", "service": "tampu-ai"}]}
-    caller = {"name": "my-worker", "main": "src/index.ts", "compatibility_date": "2026-08-01", **services}
+    caller = {"name": "my-worker", "main": "src/index.ts", "compatibility_date": "2025-01-01", **services}
+    caller["compatibility_flags"] = flags
     entrypoint = NODE_FOLDER.parents[2] / "integrations" / "workers" / "worker" / "wrangler.jsonc"
     behind = entrypoint.read_text(encoding="utf-8").replace(DEFAULT_ADDRESS, node.address)
     files = {
         "wrangler.local.jsonc": json.dumps(caller),
         "src/index.ts": (EXAMPLES / "probe.mjs").read_text(encoding="utf-8"),
-        "tampu/wrangler.jsonc": behind.replace("../src/entrypoint.js", "./entrypoint.js"),
+        "tampu/wrangler.jsonc": behind.replace(
+            '"../src/entrypoint.js"', f'"./entrypoint.js", "compatibility_flags": {json.dumps(flags)}'
+        ),
         "tampu/entrypoint.js": 'export { TampuAI as default } from "tampu-workers/entrypoint";',
     }
     command = "npx wrangler dev -c wrangler.local.jsonc -c tampu/wrangler.jsonc" + PORT_FLAGS["wrangler"]
@@ -137,7 +147,7 @@ def test_a_service_binding_answers_too(node: NodeTools, tmp_path: Path) -> None:
     assert report.pop("status") == [None, None]
     assert report.pop("abortedBefore")["message"] == "AbortSignal serialization is not enabled."
     assert report.pop("abortedAfter") is None
-    check_answers(report)
+    check_answers(report, name, prefix)
 
 
 def check_report(report: dict[str, Any]) -> None:
@@ -149,8 +159,8 @@ def check_report(report: dict[str, Any]) -> None:
     check_answers(report)
 
 
-def check_answers(report: dict[str, Any]) -> None:
-    """What `probe.mjs` must report of any binding."""
+def check_answers(report: dict[str, Any], error_name: str = "AiError", prefix: str = "") -> None:
+    """What `probe.mjs` must report of any binding; `prefix` stands before the messages of errors."""
     answer = report["json"]["response"]
     assert answer
     assert report["stream"]["isStream"] is True
@@ -160,11 +170,11 @@ def check_answers(report: dict[str, Any]) -> None:
     assert UUID.fullmatch(raw["id"])
     assert raw["body"]["response"] == answer
     for refused in (report["badInput"], report["badStream"]):
-        assert refused["name"] == "AiError"
-        assert refused["message"].startswith("5006: ")
+        assert refused["name"] == error_name
+        assert refused["message"].startswith(f"{prefix}5006: ")
         assert "'/temperature' must be <= 5" in refused["message"]
-    assert report["unknownModel"]["name"] == "AiError"
-    assert report["unknownModel"]["message"].startswith("5007: No such model @cf/none/such or task")
+    assert report["unknownModel"]["name"] == error_name
+    assert report["unknownModel"]["message"].startswith(f"{prefix}5007: No such model @cf/none/such or task")
     assert MODEL in report["models"]
     assert report["fetch"] == 200
     assert "binary inputs" in report["binary"]["message"]

@@ -63,3 +63,18 @@ def test_the_excerpt_in_a_guide_is_part_of_the_printed_file(name: str, language:
     assert excerpt is not None
     printed = {line.strip() for line in snippet(name).splitlines()}
     assert {line.strip() for line in excerpt[1].splitlines()} <= printed
+
+
+def test_every_compatibility_date_is_early() -> None:
+    """A runtime refuses dates after its own, and the tools that suit an older Node.js bring an older runtime."""
+    integration = REPOSITORY / "integrations" / "workers"
+    texts = [snippet(name) for name in SETUPS]
+    files = (
+        REPOSITORY / "docs" / "workers.md",
+        integration / "worker" / "wrangler.jsonc",
+        *integration.glob("**/*.md"),
+    )
+    texts += [path.read_text(encoding="utf-8") for path in files]
+    dates = [date for text in texts for date in re.findall(r'ompatibility_?[dD]ate\W+(\d{4}-\d\d-\d\d)"', text)]
+    assert len(dates) >= 7
+    assert set(dates) == {"2025-01-01"}

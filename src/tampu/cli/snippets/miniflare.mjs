@@ -4,7 +4,7 @@ import * as miniflare from "miniflare";
 const options = {
   modules: true,
   scriptPath: "dist/index.js",
-  compatibilityDate: "2026-08-01",
+  compatibilityDate: "2025-01-01",
   port: Number(process.env.PORT ?? 8787),
   cf: false, // do not ask the network for the Request.cf object
   ai: { binding: "AI", remoteProxyConnectionString: new URL("http://127.0.0.1:8900") },

@@ -11,7 +11,7 @@ const config :Workerd.Config = (
 
 const worker :Workerd.Worker = (
   modules = [(name = "worker", esModule = embed "dist/index.js")],
-  compatibilityDate = "2026-08-01",
+  compatibilityDate = "2025-01-01",
   bindings = [
     ( name = "AI",
       wrapped = (
