@@ -42,6 +42,19 @@ def test_the_file_is_written_once_and_never_over_another(tmp_path: Path) -> None
     assert "exists already" in str(refused.exception)
 
 
+def test_wranglers_file_is_derived_from_the_readers_own(tmp_path: Path) -> None:
+    """One of ours would carry another Worker's name, and a form that only some versions take."""
+    command = "npx tampu-workers local --url http://127.0.0.1:9123"
+    printed = CliRunner().invoke(app, ["wrangler", "--port", "9123"]).stdout
+    assert printed.index(command) < printed.index('"plugin"') < printed.index("Wrangler 4.108 and newer")
+    refused = CliRunner().invoke(app, ["wrangler", "--port", "9123", "--write", str(tmp_path)])
+    assert isinstance(refused.exception, ConfigError)
+    assert command in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []
+    page = (REPOSITORY / "docs" / "workers.md").read_text(encoding="utf-8")
+    assert "In Wrangler 4.108 and newer it looks like this" in page
+
+
 def test_an_unknown_set_up_is_refused_with_the_known_ones() -> None:
     result = CliRunner().invoke(app, ["deno"])
     assert isinstance(result.exception, ConfigError)

@@ -31,6 +31,7 @@ class WorkerSetup:
     prepare: tuple[str, ...]
     run: str
     note: str
+    derive: str = ""  # makes the file out of the reader's own, in the form that the installed tool takes
 
 
 SETUPS: dict[str, WorkerSetup] = {
@@ -61,9 +62,10 @@ SETUPS: dict[str, WorkerSetup] = {
             install=("npm install --save-dev wrangler {package}",),
             prepare=(),
             run="npx wrangler dev -c wrangler.local.jsonc",
-            note="Instead of copying by hand, `npx tampu-workers local --url http://127.0.0.1:8900` writes the file\n"
-            "from your wrangler.jsonc or wrangler.toml. Needs Wrangler 4.108 or newer (4.36 with that command).\n"
+            note="Step 2 needs Wrangler 4.36 or newer. The file above is the form of Wrangler 4.108 and newer;\n"
+            "older ones take another, which the command of step 2 writes for them.\n"
             "Deploying keeps using the untouched wrangler.jsonc.",
+            derive="npx tampu-workers local --url http://127.0.0.1:8900",
         ),
         WorkerSetup(
             name="vitest",
@@ -95,9 +97,21 @@ def instructions(setup: WorkerSetup, address: str) -> str:
     install = [command.format(package=npm_package()) for command in setup.install]
     lines = [f"# {setup.title}: env.AI answered by Tampu at http://{address}", "", "1. Install"]
     lines += [f"   {command}" for command in install]
-    lines += ["", f"2. Write {setup.file}", "", snippet(setup.name, address).rstrip(), "", "3. Run"]
+    lines += ["", *_file_step(setup, address), "", snippet(setup.name, address).rstrip(), "", "3. Run"]
     lines += [f"   {command}" for command in (*setup.prepare, setup.run)]
     return "\n".join([*lines, "", setup.note.replace(DEFAULT_ADDRESS, address)])
+
+
+def _file_step(setup: WorkerSetup, address: str) -> list[str]:
+    """How the file comes into the project."""
+    if not setup.derive:
+        return [f"2. Write {setup.file}"]
+    return [
+        f"2. Derive {setup.file} from your wrangler.jsonc or wrangler.toml",
+        f"   {setup.derive.replace(DEFAULT_ADDRESS, address)}",
+        "",
+        "   It is your configuration with one change, as in this example:",
+    ]
 
 
 def worker(
@@ -107,7 +121,10 @@ def worker(
     port: Annotated[int, typer.Option("--port", "-p", envvar="TAMPU_PORT", help="The port Tampu listens on.")] = 8900,
     host: Annotated[str, typer.Option("--host", help="The machine Tampu listens on.")] = "127.0.0.1",
     write: Annotated[
-        Path | None, typer.Option("--write", help="Write the file into this folder instead of printing the steps.")
+        Path | None,
+        typer.Option(
+            "--write", help="Write the file into this folder instead of printing the steps (not for wrangler)."
+        ),
     ] = None,
 ) -> None:
     """Print what a Workers project needs so that env.AI works offline, with no account."""
@@ -117,6 +134,13 @@ def worker(
     if write is None:
         typer.echo(instructions(chosen, address))
         return
+    if chosen.derive:
+        raise ConfigError(
+            "--write",
+            f"{chosen.file} holds what your own configuration holds, and its form depends on your Wrangler: run "
+            f"`{chosen.derive.replace(DEFAULT_ADDRESS, address)}` in your project "
+            f"(after `npm install --save-dev {npm_package()}`)",
+        )
     target = write / chosen.file
     if not write.is_dir():
         raise ConfigError("--write", f"{write} is not a folder")
