@@ -16,8 +16,10 @@ import pytest
 from live_server import live
 from scripted_server import MODEL, RUN_PATH, frames_of
 from tampu.api.app import create_app
+from tampu.api.auth import AccessPolicy
 from tampu.api.config import ServerConfig
 from tampu.api.errors import KINDS
+from tampu.cli.serve import build_mock_server
 from tampu.core.errors import ConfigError
 from tampu.serving.example_value import example_value
 from tampu.serving.mock import mock_services, pieces
@@ -306,6 +308,21 @@ def test_a_cut_of_a_plain_answer_breaks_the_connection_and_is_no_error_of_the_se
     assert errors == ""
 
 
+async def test_functions_run_in_the_sandbox() -> None:
+    built = build_mock_server(None, ServerConfig(), AccessPolicy(), None)
+    function = {"name": "double", "code": "/** @param {{n: number}} o */ ({n}) => ({twice: n * 2})"}
+    try:
+        async with client_of(built.app) as client:
+            demanded = await ask(client, "Hi", functions=[function], tool_choice="required")
+            free = await ask(client, "Hi", functions=[function])
+    finally:
+        built.close()
+    result = demanded.json()["result"]
+    assert [call["name"] for call in result["tool_calls"]] == ["double"]
+    assert result["response"] == 'You said: {"twice":2}'
+    assert free.json()["result"]["response"] == "You said: Hi"
+
+
 def test_no_model_code_is_imported() -> None:
     program = (
         "import sys, tampu.api.app, tampu.serving.mock\n"
@@ -328,6 +345,11 @@ def test_no_model_code_is_imported() -> None:
         ({"anyOf": [{"type": "number", "exclusiveMinimum": 4}]}, 5),
         ({"allOf": [{"properties": {"a": {"type": "string", "minLength": 6}}}, {"required": ["a"]}]}, {"a": "text--"}),
         ({"$ref": "#"}, None),
+        ({"type": "string", "format": "uuid"}, "00000000-0000-4000-8000-000000000000"),
+        ({"type": "string", "maxLength": 0}, ""),
+        ({"type": "integer", "multipleOf": 5, "minimum": 7}, 10),
+        ({"type": "integer", "multipleOf": 5, "maximum": 4}, 0),
+        ({"type": "integer", "exclusiveMaximum": 1}, 0),
     ],
 )
 def test_example_values(schema: Any, value: Any) -> None:

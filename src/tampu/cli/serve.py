@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,8 +52,6 @@ def build_server(
     """Load the models and build the application over them."""
     from tampu.api.app import create_app
     from tampu.api.auth import AccessControl
-    from tampu.sandbox.sandbox import Sandbox
-    from tampu.serving.function_rounds import FunctionRounds
     from tampu.serving.services import Services
 
     with ExitStack() as cleanup:
@@ -60,9 +59,7 @@ def build_server(
         cleanup.callback(loaded.close)
         generator: TextGenerator = loaded.generator
         if server.runs_functions:
-            sandbox = Sandbox()
-            cleanup.callback(sandbox.close)
-            generator = FunctionRounds(loaded.generator, sandbox)
+            generator = _with_functions(generator, cleanup)
         embeddings = load_embeddings(embedding_model, settings)
         if embeddings is not None:
             cleanup.callback(embeddings.close)
@@ -91,9 +88,24 @@ def build_mock_server(
     from tampu.serving.mock_script import Script, load_script
 
     services = mock_services(load_script(script, KINDS) if script is not None else Script(KINDS))
-    app = create_app(services, server, access=AccessControl(policy, tokens))
     rows = (("answers", str(script) if script else "made up, deterministic"), _address(server))
-    return BuiltServer(app, BannerFacts("Tampu mock", rows, services.model_card.notices), lambda: None)
+    facts = BannerFacts("Tampu mock", rows, services.model_card.notices)
+    with ExitStack() as cleanup:
+        if server.runs_functions:
+            generator = _with_functions(services.generator, cleanup)
+            services = replace(services, generator=generator)
+        app = create_app(services, server, access=AccessControl(policy, tokens))
+        return BuiltServer(app, facts, cleanup.pop_all().close)
+
+
+def _with_functions(generator: TextGenerator, cleanup: ExitStack) -> TextGenerator:
+    """The generator that also runs `functions`, in a sandbox that starts with the first call."""
+    from tampu.sandbox.sandbox import Sandbox
+    from tampu.serving.function_rounds import FunctionRounds
+
+    sandbox = Sandbox()
+    cleanup.callback(sandbox.close)
+    return FunctionRounds(generator, sandbox)
 
 
 def banner_facts(

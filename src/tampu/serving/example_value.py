@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 _MAX_DEPTH = 16
+_BY_FORMAT = {
+    "date": "2025-01-01",
+    "date-time": "2025-01-01T00:00:00Z",
+    "time": "00:00:00Z",
+    "duration": "P1D",
+    "email": "someone@example.com",
+    "hostname": "example.com",
+    "ipv4": "192.0.2.1",
+    "ipv6": "2001:db8::1",
+    "uri": "https://example.com/",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+}
 
 
 def example_value(schema: Any, root: Any = None, depth: int = 0) -> Any:
@@ -49,7 +62,11 @@ def _of_type(schema: dict[str, Any], root: Any, depth: int) -> Any:
             return True
         case "null":
             return None
-    return "text".ljust(_count(schema.get("minLength")), "-")[: schema.get("maxLength") or None]
+    if schema.get("format") in _BY_FORMAT:
+        return _BY_FORMAT[schema["format"]]
+    longest = schema.get("maxLength")
+    text = "text".ljust(_count(schema.get("minLength")), "-")
+    return text[:longest] if isinstance(longest, int) and longest >= 0 else text
 
 
 def _object(schema: dict[str, Any], root: Any, depth: int) -> dict[str, Any]:
@@ -65,8 +82,14 @@ def _number(schema: dict[str, Any]) -> Any:
     value = schema["exclusiveMinimum"] + 1 if isinstance(schema.get("exclusiveMinimum"), int | float) else 1
     if isinstance(low, int | float) and value < low:
         value = low
+    step = schema.get("multipleOf")
+    if isinstance(step, int | float) and step > 0:
+        value = math.ceil(value / step) * step
     if isinstance(high, int | float) and value > high:
-        value = high
+        value = high if not isinstance(step, int | float) or step <= 0 else math.floor(high / step) * step
+    below = schema.get("exclusiveMaximum")
+    if isinstance(below, int | float) and value >= below:
+        value = below - 1
     return value
 
 
