@@ -49,10 +49,17 @@ ThreadPool::ThreadPool(int num_threads)
       cursors_(std::make_unique<Cursor[]>(static_cast<size_t>(num_threads))),
       ranges_(std::make_unique<Range[]>(static_cast<size_t>(num_threads))) {
   threads_.reserve(static_cast<size_t>(num_threads - 1));
-  for (int worker = 1; worker < num_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+  try {
+    for (int worker = 1; worker < num_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+  } catch (...) {   // the system has no more threads; those that run would end the process with this object
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   is_stopping_.store(true, std::memory_order_release);
   job_.fetch_add(1);
   job_.notify_all();
@@ -122,16 +129,21 @@ int ThreadPool::claim(int owner, uint32_t number, int num_chunks, bool first) {
 
 void ThreadPool::advance(uint32_t number) {
   state_.store(static_cast<uint64_t>(number) << 32, std::memory_order_release);
-  // Sequentially consistent on both sides: either this sees the sleeper, or the sleeper sees the new phase.
-  phase_.store(number);
-  if (num_parked_.load() > 0) phase_.notify_all();
+  // Sequentially consistent on both sides: either this sees the sleeper, or the sleeper sees the count. A count and not
+  // the number: whoever is held up between these two lines, while others go through later phases, must not undo it.
+  num_phases_.fetch_add(1);
+  if (num_parked_.load() > 0) num_phases_.notify_all();
 }
 
 void ThreadPool::wait_until_left(uint32_t number) {
   const auto is_over = [&] { return phase_of(state_.load(std::memory_order_acquire)) != number; };
   if (wait_briefly(is_over, kPhasePatience)) return;
   num_parked_.fetch_add(1);
-  while (phase_.load() == number) phase_.wait(number);
+  for (;;) {
+    const uint32_t seen = num_phases_.load();
+    if (is_over()) break;
+    num_phases_.wait(seen);
+  }
   num_parked_.fetch_sub(1);
 }
 

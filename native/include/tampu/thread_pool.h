@@ -76,6 +76,7 @@ class ThreadPool {
   void advance(uint32_t number);
   void wait_until_left(uint32_t number);
   void work(int worker);
+  void stop();
   bool join_job();
   void leave_job();
 
@@ -86,7 +87,7 @@ class ThreadPool {
   std::unique_ptr<Cursor[]> cursors_;
   std::unique_ptr<Range[]> ranges_;
   alignas(64) std::atomic<uint64_t> state_{0};  // phase number, chunks done
-  alignas(64) std::atomic<uint32_t> phase_{0};  // the phase number again, for parking
+  alignas(64) std::atomic<uint32_t> num_phases_{0};  // that are over: what parked workers wait on
   alignas(64) std::atomic<int> num_parked_{0};
   alignas(64) std::atomic<uint32_t> job_{0};
   alignas(64) std::atomic<int> num_inside_{kClosed};  // workers inside the job's function; kClosed: no entry
