@@ -85,8 +85,22 @@ void store_f16_kv(const float* key, const float* value, const KvHead& kv, uint8_
   }
 }
 
+// A row that may not see a key gives it the weight zero, and zero times NaN is NaN. So NaN is never stored in a value but
+// in the key instead: whoever sees that key is NaN all the same, by its score.
 void store_kv(const float* key, const float* value, const KvHead& kv, int32_t block, int row) {
   uint8_t* to = kv.base + static_cast<size_t>(block) * kv.block_stride;
+  unsigned nans = 0;
+  for (int d = 0; d < kv.head_dim; d += 16)
+    nans |= nan_bits(load_first(value + d, kv.head_dim - d < 16 ? kv.head_dim - d : 16));
+  float no_key[kMaxHeadDim], no_value[kMaxHeadDim];
+  if (nans != 0) {
+    for (int d = 0; d < kv.head_dim; ++d) {
+      no_key[d] = __builtin_nanf("");
+      no_value[d] = 0.0f;
+    }
+    key = no_key;
+    value = no_value;
+  }
   if (kv.type == KvType::Q8)
     store_q8_kv(key, value, kv, to, row);
   else

@@ -276,7 +276,7 @@ void bind_runner(nb::module_& m) {
            nb::arg("norm"), nb::arg("layer"), nb::arg("values"))
       .def("allocate", &Llama::allocate, nb::arg("num_blocks"), nb::arg("block_size"))
       .def("execute", &execute, nb::arg("runs"))
-      .def("compute_logits", &compute_logits, nb::arg("runs"), nb::arg("out"))
+      .def("compute_logits", &compute_logits, nb::arg("runs"), nb::arg("out").noconvert())
       .def("fill_kv_cache", [](Llama& self, uint16_t pattern) { self.kv_cache().fill(pattern); }, nb::arg("pattern"))
       .def_prop_ro("weight_bytes", &Llama::weight_bytes)
       .def_prop_ro("kv_cache_bytes", [](Llama& self) { return self.kv_cache().bytes(); });

@@ -131,6 +131,7 @@ class Layer {
 };
 
 NumpyMatrix silu_mul_rows(const Matrix& gate_up, const std::string& isa) {
+  if (!isa_available(isa_of(isa))) throw std::invalid_argument("this machine cannot run " + isa);
   const int n = static_cast<int>(gate_up.shape(1) / 2), rows = static_cast<int>(gate_up.shape(0));
   NumpyMatrix out = new_matrix(size_t(rows), size_t(n));
   silu_mul(gate_up.data(), int64_t(gate_up.shape(1)), n, out.data(), n, 0, rows, isa_of(isa));
@@ -140,7 +141,12 @@ NumpyMatrix silu_mul_rows(const Matrix& gate_up, const std::string& isa) {
 std::tuple<double, double> bench(const std::vector<const Layer*>& layers, int rows, int num_threads, double seconds) {
   if (layers.empty() || rows < 1 || num_threads < 1) throw std::invalid_argument("nothing to measure");
   std::vector<const Linear*> linears;
-  for (const Layer* layer : layers) linears.push_back(&layer->linear());
+  for (const Layer* layer : layers) {
+    linears.push_back(&layer->linear());
+    if (linears.back()->out_features() != linears.front()->out_features() ||
+        linears.back()->in_features() != linears.front()->in_features())
+      throw std::invalid_argument("the layers differ in shape");
+  }
   nb::gil_scoped_release release;
   const BenchTimes times = bench_layers(linears, layers.front()->isa(), rows, num_threads, seconds);
   return {times.multiply_s, times.quantize_s};
@@ -172,7 +178,7 @@ void bind_linear(nb::module_& m) {
       .def(nb::init<const std::vector<Layer::Part>&, int, const std::string&, const std::string&, const nb::bytes&>(),
            nb::arg("parts"), nb::arg("k"), nb::arg("isa"), nb::arg("activations"), nb::arg("fine_groups") = nb::bytes("", 0))
       .def("forward", &Layer::forward, nb::arg("x"), nb::arg("num_parts") = 1)
-      .def("forward_add", &Layer::forward_add, nb::arg("x"), nb::arg("y"), nb::arg("num_parts") = 1)
+      .def("forward_add", &Layer::forward_add, nb::arg("x"), nb::arg("y").noconvert(), nb::arg("num_parts") = 1)
       .def("forward_silu_mul", &Layer::forward_silu_mul, nb::arg("x"), nb::arg("num_parts") = 1)
       .def("dequantize", &Layer::dequantize, nb::arg("begin"), nb::arg("end"))
       .def_prop_ro("bytes", [](const Layer& l) { return l.linear().bytes(); })

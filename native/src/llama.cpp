@@ -69,14 +69,26 @@ void Llama::set_linear(Slot slot, int layer, const std::vector<LinearPart>& part
   if (n != wanted) refuse("a weight has " + std::to_string(n) + " rows where " + std::to_string(wanted) + " are needed");
   if (slot == Slot::GateUpProj && (parts.size() != 2 || parts[0].n != parts[1].n))
     refuse("gate_up_proj needs two parts of one size, gate and up");
+  refuse_when_allocated();
   *to = parts.size() == 1 ? make_linear(parts[0].qtype, parts[0].data, n, k, runner_.isa, runner_.activations, fine_groups)
                           : make_fused_linear(parts.data(), static_cast<int>(parts.size()), k, runner_.isa,
                                               runner_.activations, fine_groups);
 }
 
+// What a step needs was sized for the weights as they were.
+void Llama::refuse_when_allocated() const {
+  if (cache_) throw std::logic_error("weights cannot be set, nor memory allocated, after allocate()");
+}
+
+KvCache& Llama::kv_cache() {
+  if (!cache_) throw std::logic_error("there is no KV cache before allocate()");
+  return *cache_;
+}
+
 void Llama::set_norm(Norm norm, int layer, const float* values, int n) {
   if (n != model_.hidden_size) refuse("a norm weight must have hidden_size values");
   if (norm != Norm::Final && (layer < 0 || layer >= model_.num_layers)) refuse("layer index is out of range");
+  refuse_when_allocated();
   std::vector<float>& to = norm == Norm::Final   ? final_norm_
                            : norm == Norm::Input ? layers_[static_cast<size_t>(layer)].input_norm
                                                  : layers_[static_cast<size_t>(layer)].post_attention_norm;
@@ -86,6 +98,7 @@ void Llama::set_norm(Norm norm, int layer, const float* values, int n) {
 void Llama::allocate(int num_blocks, int block_size) {
   if (num_blocks < 1) refuse("num_blocks must be at least 1");
   if (block_size != 16 && block_size != 32 && block_size != 64) refuse("block_size must be 16, 32 or 64");
+  refuse_when_allocated();
   bool is_complete = lm_head_ && !final_norm_.empty() && (model_.tie_word_embeddings || embed_tokens_);
   for (const Layer& l : layers_)
     is_complete = is_complete && l.qkv_proj && l.o_proj && l.gate_up_proj && l.down_proj && !l.input_norm.empty() &&
@@ -206,17 +219,14 @@ void Llama::prepare(const std::vector<StepRun>& runs) {
   attention_.plan(runs_);
 }
 
-void Llama::step(const std::vector<StepRun>& runs, bool samples, float* logits) {
+std::vector<SampledRow> Llama::step(const std::vector<StepRun>& runs, bool samples, float* logits) {
   if (is_busy_.exchange(true)) throw std::logic_error("execute() was called while another call is running");
   struct Release {
     std::atomic<bool>& flag;
     ~Release() { flag.store(false); }
   } release{is_busy_};
   check(runs, samples);
-  if (runs.empty()) {
-    sampled_.clear();
-    return;
-  }
+  if (runs.empty()) return {};
   step_runs_ = &runs;
   logits_out_ = logits;
   prepare(runs);
@@ -224,12 +234,10 @@ void Llama::step(const std::vector<StepRun>& runs, bool samples, float* logits) 
   masks_.assign(sampled_runs_.size(), TokenMask{});
   num_masks_asked_.store(0, std::memory_order_relaxed);
   pool_.run([](void* self, int worker) { static_cast<Llama*>(self)->work(worker); }, this);
+  return std::move(sampled_);   // before another call may begin
 }
 
-std::vector<SampledRow> Llama::execute(const std::vector<StepRun>& runs) {
-  step(runs, true, nullptr);
-  return std::move(sampled_);
-}
+std::vector<SampledRow> Llama::execute(const std::vector<StepRun>& runs) { return step(runs, true, nullptr); }
 
 void Llama::compute_logits(const std::vector<StepRun>& runs, float* logits) { step(runs, false, logits); }
 

@@ -294,7 +294,7 @@ void Sampler::collect_top(const float* x, int k) {
   candidates_.clear();
   const size_t limit = static_cast<size_t>(k), room = 3 * limit + 256;
   if (room >= static_cast<size_t>(vocab_size_)) {
-    collect(x, {kLowestFinite, kHighest}, vocab_size_);
+    collect(x, {kLowest, kHighest}, vocab_size_);
     if (candidates_.size() <= limit) return;
     float highest = kLowest;
     for (Candidate& c : candidates_) {

@@ -71,10 +71,10 @@ Bracket guess_bracket(const RowSample& sample, double share, double mass_above, 
     low = std::min(low, is_inside ? x : low);
     high = std::max(high, is_inside ? x : high);
   }
-  if (!(high > low)) return outer;
+  const float scale = static_cast<float>(kGuessBins) / (high - low);
+  if (!(high > low) || !(scale > 0.0f) || !std::isfinite(scale)) return outer;   // no such bins
   struct Mass { double sum = 0.0, squares = 0.0; };
   Mass bins[kGuessBins + 2];   // the first is what lies below, the last what lies above and is known exactly
-  const float scale = static_cast<float>(kGuessBins) / (high - low);
   for (int i = 0; i < sample.count; ++i) {
     const float x = sample.logits[i], inside = std::min(std::max(x, low), high);
     const int place = std::min(static_cast<int>((inside - low) * scale), kGuessBins - 1) + 1;

@@ -248,6 +248,34 @@ def test_nan_logits_give_no_token_for_that_row_only(tmp_path: Path, kv_cache_dty
     assert both == [-1, alone]
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["f16", "q8"])
+@pytest.mark.parametrize("isa", _native.available_isas())
+def test_nan_of_a_later_token_does_not_reach_the_tokens_before_it(
+    tmp_path: Path, isa: str, kv_cache_dtype: str
+) -> None:
+    """Whether they are computed with it or before it, and in blocks that others share."""
+    weights = random_weights(TINY)
+    weights["model.embed_tokens.weight"][17] = np.nan
+    config = dataclasses.replace(TINY, tie_word_embeddings=False)
+    weights["lm_head.weight"] = random_weights(config)["lm_head.weight"]
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "nan.gguf", config, weights, specials=()))
+    runner = loaded(checkpoint, isa=isa, kv_cache_dtype=kv_cache_dtype)
+    llama = runner._llama
+    assert llama is not None
+    prompt = [token for token in random_ids(20, TINY.vocab_size) if token != 17][:16]
+
+    def logits(token_ids: list[int], start: int, table: list[int]) -> np.ndarray:
+        out = np.empty((len(token_ids), TINY.vocab_size), dtype=np.float32)
+        llama.compute_logits([(token_ids, start, table, None, None)], out)
+        return out
+
+    clean = logits(prompt, 0, [0])
+    poisoned = logits([*prompt, 17, 1], 0, [1, 2])
+    np.testing.assert_array_equal(poisoned[:16], clean)
+    assert np.isnan(poisoned[16:]).all()
+    np.testing.assert_array_equal(logits([1, 2], 16, [1, 3]), logits([1, 2], 16, [0, 4]))
+
+
 BAD_RUNS: dict[str, tuple[object, ...]] = {
     "negative token": ([-1], 0, [0], None, None),
     "token beyond the vocabulary": ([320], 0, [0], None, None),
@@ -306,6 +334,19 @@ def test_wrong_weight_shapes_are_refused(tiny: Checkpoint) -> None:
         llama.set_linear("x_proj", 0, [("F32", data, 64)], 64)
     with pytest.raises(ValueError, match="hidden_size"):
         llama.set_norm("norm", 0, np.zeros(63, dtype=np.float32))
+
+
+def test_calls_out_of_order_are_refused(tiny: Checkpoint) -> None:
+    llama = loaded(tiny)._llama
+    assert llama is not None
+    with pytest.raises(RuntimeError, match="allocate"):
+        llama.set_linear("o_proj", 0, [("F32", np.zeros(64 * 64 * 4, dtype=np.uint8), 64)], 64)
+    with pytest.raises(RuntimeError, match="allocate"):
+        llama.set_norm("norm", 0, np.zeros(64, dtype=np.float32))
+    with pytest.raises(RuntimeError, match="allocate"):
+        llama.allocate(2, 16)
+    with pytest.raises(TypeError):  # a converted copy would take the result
+        llama.compute_logits([([1], 0, [0], None, None)], np.empty((1, TINY.vocab_size)))  # type: ignore[arg-type]
 
 
 def test_sizes_are_chosen_and_refused_with_numbers(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

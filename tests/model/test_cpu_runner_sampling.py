@@ -168,6 +168,26 @@ def test_a_cut_that_was_guessed_is_exact_and_a_wrong_guess_is_found_out(isa: str
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_rows_at_the_ends_of_the_floats(isa: str) -> None:
+    """Bins of such rows would be infinitely wide or narrow."""
+    vocab_size = 20_000
+    pick = np.arange(vocab_size) % 3 == 0
+    rows = [
+        (np.where(pick, 10, -12), 5e-38),
+        (np.where(pick, 3e38, -3e38), 1.0),
+        (np.where(pick, 1e-40, 0), 1.0),
+        (np.full(vocab_size, np.finfo(np.float32).min), 1.0),
+    ]
+    for values, temperature in rows:
+        logits = values.astype(np.float32)
+        for params in (SamplingParams(temperature=temperature, top_p=0.9), SamplingParams(top_k=5)):
+            for row in (logits, logits[:100]):
+                state = state_of(params, row.size, 1, 3)
+                ((got, _),) = _native.sample(row[None].copy(), [state], [9], [None], isa)
+                assert got == sample_row(row, params, [0], [], None, 3, 9)[0]
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_unusable_row_gives_no_token(isa: str, value: float) -> None:
     for place in (0, 15, 16, 99, 100):

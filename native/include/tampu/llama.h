@@ -69,7 +69,7 @@ class Llama {
 
   const LlamaConfig& config() const { return model_; }
   size_t weight_bytes() const;
-  KvCache& kv_cache() { return *cache_; }
+  KvCache& kv_cache();   // throws std::logic_error before allocate()
 
  private:
   struct Layer {
@@ -89,7 +89,8 @@ class Llama {
   std::unique_ptr<Activations> activations_of(
       int max_rows, int k, std::initializer_list<std::unique_ptr<Linear> Layer::*> readers) const;
   void allocate_row_blocks();
-  void step(const std::vector<StepRun>& runs, bool samples, float* logits);
+  void refuse_when_allocated() const;
+  std::vector<SampledRow> step(const std::vector<StepRun>& runs, bool samples, float* logits);
   void work(int worker);
   template <class Chunk, class Row>
   void chunks_then_rows(int worker, int num_chunks, const Chunk& chunk, int num_rows, const Row& row);
