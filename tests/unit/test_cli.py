@@ -14,6 +14,7 @@ from tampu.cli.main import app, main
 from tampu.cli.mock_options import MODEL_OPTIONS, TOKEN_OPTIONS
 from tampu.cli.reference import reference
 from tampu.cli.server_process import bind
+from tampu.core.config import MAX_NUM_THREADS, CpuRunnerConfig, EngineConfig
 from tampu.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +99,41 @@ def test_a_mock_script_makes_a_mock_and_the_environment_may_speak_of_models(
 def test_the_options_refused_beside_the_mock_are_options_of_serve() -> None:
     known = {parameter.name for parameter in typer.main.get_command(app).commands["serve"].params}
     assert known >= MODEL_OPTIONS | TOKEN_OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["serve", "--port", "99999"],
+            "'--port' / '-p' (env var: 'TAMPU_PORT'): '99999' is not a whole number from 0 to",
+        ),
+        (["serve", "--port", "x"], "'x' is not a whole number from 0 to 65535"),
+        (
+            ["serve", "--threads", "100000"],
+            "'--threads' (env var: 'TAMPU_THREADS'): '100000' is not a whole number from",
+        ),
+        (["serve", "--max-num-seqs", "70000"], "'70000' is not a whole number from 1 to 65535"),
+        (["serve", "--max-num-batched-tokens", "9999999999"], "'9999999999' is not a whole number from 1 to 1048576"),
+        (["serve", "--max-num-waiting", "0"], "'0' is not a whole number of at least 1"),
+        (["serve", "--request-timeout", "nan"], "'nan' is not a number of at least 0.001"),
+        (["serve", "--request-timeout", "inf"], "'inf' is not a number of at least 0.001"),
+        (["run", "hi", "--temperature", "5.5"], "'--temperature' / '-t': '5.5' is not a number from 0 to 5"),
+    ],
+)
+def test_a_wrong_number_is_refused_with_its_flag_its_value_and_the_range(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+@pytest.mark.parametrize("num_threads", [0, MAX_NUM_THREADS + 1])
+def test_an_impossible_number_of_threads_is_not_the_models_fault(num_threads: int) -> None:
+    with pytest.raises(ConfigError, match=f"num_threads: {num_threads} is not between 1 and 1024"):
+        CpuRunnerConfig(num_threads=num_threads)
+
+
+@pytest.mark.parametrize("setting", ["max_num_seqs", "max_num_batched_tokens", "max_num_waiting"])
+def test_a_budget_below_one_is_refused_with_its_value(setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"{setting}: -1 is not at least 1"):
+        EngineConfig(**{setting: -1})

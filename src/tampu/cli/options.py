@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+
+from tampu.core.config import MAX_NUM_THREADS
+
+
+def number(
+    *flags: str, kind: type[int] | type[float] = int, least: float, most: float | None = None, **more: Any
+) -> Any:
+    """An option that is a number, `least` and `most` included. Its refusal names the value; typer's own does not."""
+    return typer.Option(*flags, min=least, max=most, parser=number_parser(kind, least, most), **more)
+
+
+def number_parser(kind: type[int] | type[float], least: float, most: float | None) -> Callable[[Any], int | float]:
+    """Turns what was typed into a number between the bounds, or refuses it in a sentence."""
+    word = "whole number" if kind is int else "number"
+    wanted = f"a {word} from {least} to {most}" if most is not None else f"a {word} of at least {least}"
+    highest = sys.float_info.max if most is None else most  # nobody means infinity
+
+    def parse(text: Any) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan  # is in no range
+        if least <= value <= highest:
+            return value
+        raise typer.BadParameter(f"{str(text)!r} is not {wanted}")
+
+    return parse
+
 
 ModelOption = Annotated[
     str | None,
@@ -16,8 +47,11 @@ ModelOption = Annotated[
 ]  # fmt: skip
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", envvar="TAMPU_THREADS", min=1, help="Compute threads; default one per physical core."),
-]
+    number(
+        "--threads", least=1, most=MAX_NUM_THREADS, envvar="TAMPU_THREADS",
+        help="Compute threads; default one per physical core.",
+    ),
+]  # fmt: skip
 IsaOption = Annotated[
     str | None,
     typer.Option(
@@ -42,15 +76,15 @@ KvDtypeOption = Annotated[
 ]  # fmt: skip
 KvMegabytesOption = Annotated[
     int | None,
-    typer.Option(
-        "--kv-cache-mb", envvar="TAMPU_KV_CACHE_MB", min=1,
+    number(
+        "--kv-cache-mb", envvar="TAMPU_KV_CACHE_MB", least=1,
         help="Memory for the KV cache in MiB; default a share of what is free.",
     ),
 ]  # fmt: skip
 MaxModelLenOption = Annotated[
     int | None,
-    typer.Option(
-        "--max-model-len", envvar="TAMPU_MAX_MODEL_LEN", min=2,
+    number(
+        "--max-model-len", envvar="TAMPU_MAX_MODEL_LEN", least=2,
         help="Longest prompt plus answer in tokens; default what the model and the KV cache allow.",
     ),
 ]  # fmt: skip

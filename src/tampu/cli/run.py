@@ -48,11 +48,13 @@ def run(
     model: options.ModelOption = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: the prompt as it is.")] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", min=0, max=5, help="0 = always the same.")] = 0.6,
-    top_p: Annotated[float, typer.Option("--top-p", min=0, max=2, help="1 or more = off.")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="0 = off.")] = 0,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Same seed, same answer.")] = None,
+    max_tokens: Annotated[int, options.number("--max-tokens", "-n", least=1, help="Longest answer in tokens.")] = 256,
+    temperature: Annotated[
+        float, options.number("--temperature", "-t", kind=float, least=0, most=5, help="0 = always the same.")
+    ] = 0.6,
+    top_p: Annotated[float, options.number("--top-p", kind=float, least=0, most=2, help="1 or more = off.")] = 1.0,
+    top_k: Annotated[int, options.number("--top-k", least=0, help="0 = off.")] = 0,
+    seed: Annotated[int | None, options.number("--seed", least=0, help="Same seed, same answer.")] = None,
     threads: options.ThreadsOption = None,
     isa: options.IsaOption = None,
     activations: options.ActivationsOption = "int8",

@@ -17,7 +17,7 @@ from tampu.cli.banner import BannerFacts, megabytes, parameter_count, print_bann
 from tampu.cli.composition import EngineSettings, load_embeddings, load_model
 from tampu.cli.mock_options import check_mock_options
 from tampu.cli.server_process import BuiltServer, bind, run_server
-from tampu.core.config import CpuRunnerConfig, EngineConfig
+from tampu.core.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, CpuRunnerConfig, EngineConfig
 
 if TYPE_CHECKING:
     from tampu.api.auth import AccessPolicy
@@ -161,7 +161,8 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option("--host", envvar="TAMPU_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", "-p", envvar="TAMPU_PORT", min=0, max=65535, help="Port to listen on; 0 = any.")
+        int,
+        options.number("--port", "-p", least=0, most=65535, envvar="TAMPU_PORT", help="Port to listen on; 0 = any."),
     ] = 8900,
     mock: Annotated[
         bool,
@@ -177,7 +178,7 @@ def serve(
         bool, typer.Option("--strict", envvar="TAMPU_STRICT", help="Refuse what the hosted service refuses.")
     ] = False,
     default_max_tokens: Annotated[
-        int, typer.Option("--default-max-tokens", min=1, help="max_tokens of a request that names none.")
+        int, options.number("--default-max-tokens", least=1, help="max_tokens of a request that names none.")
     ] = 256,
     pad_streams: Annotated[
         bool,
@@ -197,7 +198,10 @@ def serve(
         ),
     ] = None,
     request_timeout: Annotated[
-        float | None, typer.Option("--request-timeout", min=0.001, help="Seconds an answer may take; default no limit.")
+        float | None,
+        options.number(
+            "--request-timeout", kind=float, least=0.001, help="Seconds an answer may take; default no limit."
+        ),
     ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option("--allowed-host", help="Further name this server is reached under.")
@@ -212,16 +216,27 @@ def serve(
     kv_cache_mb: options.KvMegabytesOption = None,
     max_model_len: options.MaxModelLenOption = None,
     max_num_seqs: Annotated[
-        int, typer.Option("--max-num-seqs", envvar="TAMPU_MAX_NUM_SEQS", min=1, help="Requests computed together.")
+        int,
+        options.number(
+            "--max-num-seqs",
+            least=1,
+            most=MAX_NUM_SEQS,
+            envvar="TAMPU_MAX_NUM_SEQS",
+            help="Requests computed together.",
+        ),
     ] = 64,
     max_num_batched_tokens: Annotated[
         int,
-        typer.Option(
-            "--max-num-batched-tokens", envvar="TAMPU_MAX_NUM_BATCHED_TOKENS", min=1, help="Token budget of one step."
+        options.number(
+            "--max-num-batched-tokens",
+            least=1,
+            most=MAX_NUM_BATCHED_TOKENS,
+            envvar="TAMPU_MAX_NUM_BATCHED_TOKENS",
+            help="Token budget of one step.",
         ),
     ] = 512,
     max_num_waiting: Annotated[
-        int, typer.Option("--max-num-waiting", envvar="TAMPU_MAX_NUM_WAITING", min=1, help="Longest queue.")
+        int, options.number("--max-num-waiting", least=1, envvar="TAMPU_MAX_NUM_WAITING", help="Longest queue.")
     ] = 1024,
     prefix_caching: Annotated[
         bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse the KV of prompts seen before.")

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from tampu.core.errors import ConfigError
 
+MAX_NUM_SEQS = 65535  # the native model's limit
+MAX_NUM_BATCHED_TOKENS = 1 << 20  # far beyond any gain, and each costs scratch memory
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -20,9 +23,16 @@ class EngineConfig:
     enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
-        for setting in ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting"):
-            if getattr(self, setting) < 1:
-                raise ConfigError(setting, "must be at least 1")
+        for setting, most in (
+            ("max_num_seqs", MAX_NUM_SEQS),
+            ("max_num_batched_tokens", MAX_NUM_BATCHED_TOKENS),
+            ("max_num_waiting", None),
+        ):
+            value = getattr(self, setting)
+            if value < 1:
+                raise ConfigError(setting, f"{value} is not at least 1")
+            if most is not None and value > most:
+                raise ConfigError(setting, f"{value} is more than {most}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError("max_num_batched_tokens", "must be at least max_num_seqs, or a full batch cannot decode")
         if self.block_size not in (16, 32, 64):
@@ -35,6 +45,7 @@ class EngineConfig:
 
 # Instruction sets with kernels of their own: dotprod is ARM64's, the last three are x86's.
 ISAS = ("portable", "dotprod", "avx2", "avxvnni", "avx512")
+MAX_NUM_THREADS = 1024  # what the native model can be made with
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +58,8 @@ class CpuRunnerConfig:
     kv_cache_dtype: str = "f16"  # "f16" | "q8" (8 bits with a scale for each token and head)
 
     def __post_init__(self) -> None:
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ConfigError("num_threads", "must be at least 1")
+        if self.num_threads is not None and not 1 <= self.num_threads <= MAX_NUM_THREADS:
+            raise ConfigError("num_threads", f"{self.num_threads} is not between 1 and {MAX_NUM_THREADS}")
         if self.isa is not None and self.isa not in ISAS:
             raise ConfigError("isa", f"{self.isa!r} is not one of {', '.join(ISAS)}")
         if self.activations not in ("int8", "f32"):
