@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from checkpoints import LLAMA3_SPECIALS, TINY, random_weights, write_gguf
 from tampu import __version__
 from tampu.cli.main import app, main
 from tampu.cli.mock_options import MODEL_OPTIONS, TOKEN_OPTIONS
+from tampu.cli.messages import FLAGS
 from tampu.cli.reference import reference
 from tampu.cli.server_process import bind
 from tampu.core.config import MAX_NUM_THREADS, CpuRunnerConfig, EngineConfig
@@ -137,3 +140,49 @@ def test_an_impossible_number_of_threads_is_not_the_models_fault(num_threads: in
 def test_a_budget_below_one_is_refused_with_its_value(setting: str) -> None:
     with pytest.raises(ConfigError, match=f"{setting}: -1 is not at least 1"):
         EngineConfig(**{setting: -1})
+
+
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a refused command prints."""
+    monkeypatch.setattr("sys.argv", ["tampu", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_a_setting_is_named_by_its_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = str(write_gguf(tmp_path / "tiny.gguf", TINY, random_weights(TINY), specials=LLAMA3_SPECIALS))
+    for arguments, start in (
+        (("run", "hi", "--model", model, "--kv-cache-mb", "100000000"), "--kv-cache-mb: 100000000 MiB do not fit"),
+        (("run", "hi", "--model", model, "--kv-cache-dtype", "q4"), "--kv-cache-dtype: 'q4' is not one of f16, q8"),
+        (("serve", "--port", "0", "--allowed-origin", "*"), "--allowed-origin: '*' is not scheme://host[:port]"),
+        (("token", "list", "--data-dir", "/dev/null"), "--data-dir: cannot "),
+        (("token", "list", "--database-url", "x"), "--database-url: is not a database URL"),
+        (("token", "revoke", "x", "--data-dir", str(tmp_path)), "TOKEN_ID: there is no token 'x'"),
+    ):
+        assert said(monkeypatch, capsys, *arguments).startswith(f"tampu: {start}")
+
+
+def test_every_setting_that_can_be_wrong_has_a_flag_that_exists() -> None:
+    """So that a new setting cannot be forgotten in `FLAGS`."""
+    page = reference()
+    for flag in FLAGS.values():
+        assert f"`{flag}`" in page
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    named = set(re.findall(r'ConfigError\(\s*"(\w+)"', sources))
+    # Not on the command line: the database itself, the engine's block size, and the argument of `tampu worker`.
+    assert named - FLAGS.keys() == {"block_size", "database", "SETUP"}
+
+
+def test_a_request_that_does_not_fit_says_what_to_shorten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = str(write_gguf(tmp_path / "tiny.gguf", TINY, random_weights(TINY), specials=LLAMA3_SPECIALS))
+    line = said(monkeypatch, capsys, "run", "hi", "--model", model, "-n", "99999")
+    numbers = re.search(r"\((\d+)\) exceeded .* has (\d+) tokens and --max-tokens is 99999: shorten one of them", line)
+    assert numbers is not None, line
+    assert int(numbers[1]) == int(numbers[2]) + 99999

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tampu import __version__
+from tampu.cli.messages import sentence
 from tampu.cli.models import models
 from tampu.cli.run import run
 from tampu.cli.serve import serve
@@ -51,7 +52,7 @@ def main() -> None:
     try:
         app()
     except TampuError as error:
-        typer.secho(f"tampu: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"tampu: {sentence(error)}", fg=typer.colors.RED, err=True)
         sys.exit(1)
 
 

@@ -81,6 +81,13 @@ KvMegabytesOption = Annotated[
         help="Memory for the KV cache in MiB; default a share of what is free.",
     ),
 ]  # fmt: skip
+
+
+def kv_cache_bytes(megabytes: int | None) -> int | None:
+    """What `--kv-cache-mb` means."""
+    return None if megabytes is None else megabytes << 20
+
+
 MaxModelLenOption = Annotated[
     int | None,
     number(

@@ -59,6 +59,7 @@ def run(
     isa: options.IsaOption = None,
     activations: options.ActivationsOption = "int8",
     kv_cache_dtype: options.KvDtypeOption = "f16",
+    kv_cache_mb: options.KvMegabytesOption = None,
     max_model_len: options.MaxModelLenOption = None,
     runner: options.RunnerOption = "cpu",
 ) -> None:
@@ -82,7 +83,7 @@ def run(
     settings = EngineSettings(
         model=model,
         runner=runner,
-        engine=EngineConfig(max_model_len=max_model_len),
+        engine=EngineConfig(max_model_len=max_model_len, kv_cache_bytes=options.kv_cache_bytes(kv_cache_mb)),
         cpu=CpuRunnerConfig(num_threads=threads, isa=isa, activations=activations, kv_cache_dtype=kv_cache_dtype),
     )
     asyncio.run(_stream_answer(settings, request))

@@ -289,7 +289,7 @@ def serve(
                     max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
                     max_num_waiting=max_num_waiting,
                     max_model_len=max_model_len,
-                    kv_cache_bytes=None if kv_cache_mb is None else kv_cache_mb << 20,
+                    kv_cache_bytes=options.kv_cache_bytes(kv_cache_mb),
                     enable_prefix_caching=prefix_caching,
                 ),
                 cpu=CpuRunnerConfig(

@@ -109,3 +109,4 @@ class ConfigError(TampuError):
     def __init__(self, setting: str, message: str) -> None:
         super().__init__(f"{setting}: {message}")
         self.setting = setting
+        self.reason = message

@@ -268,7 +268,7 @@ class CpuRunner:
             )
         if engine.kv_cache_bytes < block_bytes:
             raise ConfigError(
-                "kv_cache_bytes", f"{engine.kv_cache_bytes} holds no block; one takes {block_bytes} bytes"
+                "kv_cache_bytes", f"{engine.kv_cache_bytes} bytes hold no block of this model; one takes {block_bytes}"
             )
         if engine.kv_cache_bytes > available - for_weights:
             raise ConfigError(

@@ -75,7 +75,9 @@ class ReferenceRunner:
         kv_cache_bytes = self._engine_config.kv_cache_bytes
         num_blocks = _DEFAULT_KV_TOKENS // block_size if kv_cache_bytes is None else kv_cache_bytes // block_bytes
         if num_blocks < 1:
-            raise ConfigError("kv_cache_bytes", f"is {kv_cache_bytes}; one block of this model needs {block_bytes}")
+            raise ConfigError(
+                "kv_cache_bytes", f"{kv_cache_bytes} bytes hold no block of this model; one takes {block_bytes}"
+            )
         self._weights = _load_weights(self._checkpoint)
         shape = (config.num_hidden_layers, 2, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         self._kv_cache = np.full(shape, np.nan, dtype=self._kv_dtype)
