@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 
 from checkpoints import LLAMA3_SPECIALS, TINY, random_weights, write_gguf
 from tampu import __version__
+from tampu.api.config import ServerConfig
+from tampu.cli.composition import EngineSettings, load_model
 from tampu.cli.main import app, main
 from tampu.cli.mock_options import MODEL_OPTIONS, TOKEN_OPTIONS
 from tampu.cli.messages import FLAGS
 from tampu.cli.reference import reference
+from tampu.cli.serve import banner_facts, step_budget
 from tampu.cli.server_process import bind
 from tampu.core.config import MAX_NUM_THREADS, CpuRunnerConfig, EngineConfig
 from tampu.core.errors import ConfigError
@@ -186,3 +189,33 @@ def test_a_request_that_does_not_fit_says_what_to_shorten(
     numbers = re.search(r"\((\d+)\) exceeded .* has (\d+) tokens and --max-tokens is 99999: shorten one of them", line)
     assert numbers is not None, line
     assert int(numbers[1]) == int(numbers[2]) + 99999
+
+
+def test_a_system_message_beside_a_raw_prompt_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = said(monkeypatch, capsys, "run", "hi", "--raw", "--system", "be brief")
+    assert line == "tampu: --system: a raw prompt has no system message: leave out --system or --raw"
+
+
+def test_a_step_holds_a_full_batch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert step_budget(None, 64) == 512
+    assert step_budget(None, 600) == 600
+    assert step_budget(64, 64) == 64
+    line = said(monkeypatch, capsys, "serve", "--port", "0", "--max-num-batched-tokens", "32")
+    assert line.startswith("tampu: --max-num-batched-tokens: 32 tokens a step do not hold 64 requests: ")
+    assert "--max-num-seqs" in line
+
+
+def test_a_window_beyond_the_model_is_noted(tmp_path: Path) -> None:
+    model = str(write_gguf(tmp_path / "tiny.gguf", TINY, random_weights(TINY), specials=LLAMA3_SPECIALS))
+    command = ["run", "hi", "--model", model, "-n", "1"]
+    window = TINY.max_position_embeddings
+    beyond = CliRunner().invoke(app, [*command, "--max-model-len", "999999"])
+    assert f"note: A request may hold {window} tokens, not 999,999: the model was made for no more." in beyond.stderr
+    within = CliRunner().invoke(app, [*command, "--max-model-len", str(window - 1)])
+    assert "note:" not in within.stderr
+    settings = EngineSettings(model, "cpu", EngineConfig(max_model_len=999999), CpuRunnerConfig(num_threads=1))
+    loaded = load_model(settings)
+    loaded.close()
+    assert any("not 999,999" in notice for notice in banner_facts(loaded, None, ServerConfig(), 1.0).notices)

@@ -52,6 +52,20 @@ class LoadedModel:
     runner_facts: RunnerFacts
     file_bytes: int
     load_seconds: float
+    asked_model_len: int | None  # --max-model-len
+
+    @property
+    def window_notice(self) -> str | None:
+        """Why a request may hold less than was asked for or the model was made for, and what would change that."""
+        card, asked = self.card, self.asked_model_len
+        if card.is_context_cut:
+            room = f"A request may hold {card.max_model_len:,} of the model's {card.model_context_len:,} tokens"
+            if card.max_model_len < card.kv_capacity_tokens:
+                return f"{room}, as --max-model-len says."
+            return f"{room}: the KV cache holds no more. Give it more memory with --kv-cache-mb."
+        if asked is not None and asked > card.max_model_len:
+            return f"A request may hold {card.max_model_len:,} tokens, not {asked:,}: the model was made for no more."
+        return None
 
     def close(self) -> None:
         """Stop the engine and free what it held. Idempotent."""
@@ -181,4 +195,5 @@ def load_model(settings: EngineSettings) -> LoadedModel:
         runner_facts=runner_facts(runner, settings),
         file_bytes=checkpoint.file_bytes,
         load_seconds=time.perf_counter() - started,
+        asked_model_len=settings.engine.max_model_len,
     )

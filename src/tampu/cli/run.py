@@ -12,7 +12,7 @@ import typer
 from tampu.cli import options
 from tampu.core.chat import Message
 from tampu.core.config import CpuRunnerConfig, EngineConfig
-from tampu.core.errors import InvalidRequestError
+from tampu.core.errors import ConfigError, InvalidRequestError
 from tampu.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ async def _stream_answer(settings: EngineSettings, request: GenerateRequest) -> 
 
     loaded = load_model(settings)
     try:
+        if loaded.asked_model_len is not None and loaded.asked_model_len > loaded.card.max_model_len:
+            typer.secho(f"note: {loaded.window_notice}", err=True, dim=True)
         async with aclosing(loaded.generator.stream(request)) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
@@ -68,6 +70,8 @@ def run(
     from tampu.serving.model_card import PUBLIC_MODEL_NAME
     from tampu.serving.requests import GenerateRequest
 
+    if raw and system is not None:
+        raise ConfigError("--system", "a raw prompt has no system message: leave out --system or --raw")
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise InvalidRequestError("prompt", "the prompt is empty: say what to ask")

@@ -17,14 +17,20 @@ from tampu.cli.banner import BannerFacts, megabytes, parameter_count, print_bann
 from tampu.cli.composition import EngineSettings, load_embeddings, load_model
 from tampu.cli.mock_options import check_mock_options
 from tampu.cli.server_process import BuiltServer, bind, run_server
-from tampu.core.config import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, CpuRunnerConfig, EngineConfig
+from tampu.core.config import (
+    DEFAULT_NUM_BATCHED_TOKENS,
+    MAX_NUM_BATCHED_TOKENS,
+    MAX_NUM_SEQS,
+    CpuRunnerConfig,
+    EngineConfig,
+)
+from tampu.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from tampu.api.auth import AccessPolicy
     from tampu.api.config import ServerConfig
     from tampu.cli.composition import LoadedModel
     from tampu.serving.embedder import EmbeddingCard
-    from tampu.serving.model_card import ModelCard
     from tampu.serving.services import TextGenerator
     from tampu.store.token_cache import TokenCache
 
@@ -118,8 +124,8 @@ def banner_facts(
         notices.append(
             f"{card.name} is answered by {card.weights_name}, not by Llama 3.1 8B. Name other weights with --model."
         )
-    if card.is_context_cut:
-        notices.append(_context_notice(card))
+    if loaded.window_notice is not None:
+        notices.append(loaded.window_notice)
     rows = (
         ("model", f"{card.name}  answered by  {card.weights_name}"),
         ("file", f"{card.file} ({megabytes(loaded.file_bytes)})"),
@@ -135,12 +141,17 @@ def banner_facts(
     return BannerFacts("Tampu", rows, tuple(notices))
 
 
-def _context_notice(card: ModelCard) -> str:
-    """Why a request may hold less than the model was made for, and what would change that."""
-    room = f"A request may hold {card.max_model_len:,} of the model's {card.model_context_len:,} tokens"
-    if card.max_model_len < card.kv_capacity_tokens:
-        return f"{room}, as --max-model-len says."
-    return f"{room}: the KV cache holds no more. Give it more memory with --kv-cache-mb."
+def step_budget(max_num_batched_tokens: int | None, max_num_seqs: int) -> int:
+    """The token budget of one step: the one that was asked for, or the default, raised to hold a full batch."""
+    if max_num_batched_tokens is None:
+        return max(DEFAULT_NUM_BATCHED_TOKENS, max_num_seqs)
+    if max_num_batched_tokens < max_num_seqs:
+        raise ConfigError(
+            "max_num_batched_tokens",
+            f"{max_num_batched_tokens} tokens a step do not hold {max_num_seqs} requests: "
+            "give it more, or lower --max-num-seqs",
+        )
+    return max_num_batched_tokens
 
 
 def _address(server: ServerConfig) -> tuple[str, str]:
@@ -226,15 +237,15 @@ def serve(
         ),
     ] = 64,
     max_num_batched_tokens: Annotated[
-        int,
+        int | None,
         options.number(
             "--max-num-batched-tokens",
             least=1,
             most=MAX_NUM_BATCHED_TOKENS,
             envvar="TAMPU_MAX_NUM_BATCHED_TOKENS",
-            help="Token budget of one step.",
+            help=f"Token budget of one step; default {DEFAULT_NUM_BATCHED_TOKENS}, and at least --max-num-seqs.",
         ),
-    ] = 512,
+    ] = None,
     max_num_waiting: Annotated[
         int, options.number("--max-num-waiting", least=1, envvar="TAMPU_MAX_NUM_WAITING", help="Longest queue.")
     ] = 1024,
@@ -286,7 +297,7 @@ def serve(
                 runner=runner,
                 engine=EngineConfig(
                     max_num_seqs=max_num_seqs,
-                    max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
+                    max_num_batched_tokens=step_budget(max_num_batched_tokens, max_num_seqs),
                     max_num_waiting=max_num_waiting,
                     max_model_len=max_model_len,
                     kv_cache_bytes=options.kv_cache_bytes(kv_cache_mb),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tampu.core.errors import ConfigError
 
 MAX_NUM_SEQS = 65535  # the native model's limit
+DEFAULT_NUM_BATCHED_TOKENS = 512
 MAX_NUM_BATCHED_TOKENS = 1 << 20  # far beyond any gain, and each costs scratch memory
 
 
@@ -15,7 +16,7 @@ class EngineConfig:
     """Budgets of the scheduler and the KV cache."""
 
     max_num_seqs: int = 64  # requests in one step
-    max_num_batched_tokens: int = 512  # tokens in one step, prefill chunks and decodes together
+    max_num_batched_tokens: int = DEFAULT_NUM_BATCHED_TOKENS  # tokens in one step, prefill chunks and decodes together
     max_num_waiting: int = 1024  # more than this is refused as overload
     max_model_len: int | None = None  # None = what the model and the KV cache allow
     block_size: int = 16  # tokens per KV block
@@ -34,7 +35,10 @@ class EngineConfig:
             if most is not None and value > most:
                 raise ConfigError(setting, f"{value} is more than {most}")
         if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ConfigError("max_num_batched_tokens", "must be at least max_num_seqs, or a full batch cannot decode")
+            raise ConfigError(
+                "max_num_batched_tokens",
+                f"{self.max_num_batched_tokens} do not hold max_num_seqs ({self.max_num_seqs}), a full batch",
+            )
         if self.block_size not in (16, 32, 64):
             raise ConfigError("block_size", "must be 16, 32 or 64")
         if self.max_model_len is not None and self.max_model_len < 2:
