@@ -19,7 +19,7 @@ from tampu.cli.mock_options import MODEL_OPTIONS, TOKEN_OPTIONS
 from tampu.cli.messages import FLAGS
 from tampu.cli.reference import reference
 from tampu.cli.serve import banner_facts, step_budget
-from tampu.cli.server_process import bind
+from tampu.cli.server_process import bind, join_address
 from tampu.core.config import MAX_NUM_THREADS, CpuRunnerConfig, EngineConfig
 from tampu.core.errors import ConfigError
 
@@ -62,8 +62,22 @@ def test_a_port_in_use_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}") as caught:
             bind("127.0.0.1", port)
+        assert caught.value.setting == "port"
+        assert "--port (with make: PORT=…)" in caught.value.reason
+
+
+@pytest.mark.parametrize("host", ["300.1.1.1", "nosuchhost.invalid", "[::1]", "192.0.2.1"])
+def test_a_host_that_is_not_this_machine_is_not_the_ports_fault(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"^host: {re.escape(repr(host))} is no address of this machine") as caught:
+        bind(host, 0)
+    assert "another" not in str(caught.value)
+
+
+def test_an_address_is_written_as_in_urls() -> None:
+    assert join_address("127.0.0.1", 8900) == "127.0.0.1:8900"
+    assert join_address("::1", 8900) == "[::1]:8900"
 
 
 def test_a_public_bind_without_a_token_is_refused_with_the_command_that_fixes_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tampu.cli import options
 from tampu.cli.banner import BannerFacts, megabytes, parameter_count, print_banner
 from tampu.cli.composition import EngineSettings, load_embeddings, load_model
 from tampu.cli.mock_options import check_mock_options
-from tampu.cli.server_process import BuiltServer, bind, run_server
+from tampu.cli.server_process import BuiltServer, bind, join_address, run_server
 from tampu.core.config import (
     DEFAULT_NUM_BATCHED_TOKENS,
     MAX_NUM_BATCHED_TOKENS,
@@ -155,8 +155,7 @@ def step_budget(max_num_batched_tokens: int | None, max_num_seqs: int) -> int:
 
 
 def _address(server: ServerConfig) -> tuple[str, str]:
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    return "address", f"http://{host}:{server.port}  (metrics at /metrics, routes at /docs)"
+    return "address", f"http://{join_address(server.host, server.port)}  (metrics at /metrics, routes at /docs)"
 
 
 def serve(

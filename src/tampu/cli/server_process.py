@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,17 +30,37 @@ class BuiltServer:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """The listening socket, taken before anything slow happens. Raises ConfigError naming the port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)  # SO_REUSEADDR lets two servers bind; only one may listen
-    except OSError as error:
-        listener.close()
-        raise ConfigError("port", f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from None
+    """The listening socket, taken before anything slow happens. Raises ConfigError naming the host or the port."""
+    with ExitStack() as cleanup:
+        try:
+            listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+            cleanup.callback(listener.close)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(2048)  # SO_REUSEADDR lets two servers bind; only one may listen
+        except OSError as error:
+            raise _bind_error(host, port, error) from None
+        cleanup.pop_all()
     return listener
+
+
+def _bind_error(host: str, port: int, error: OSError) -> ConfigError:
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        return ConfigError(
+            "port",
+            f"cannot listen on {join_address(host, port)} ({error.strerror}): "
+            "choose another with --port (with make: PORT=…)",
+        )
+    return ConfigError(
+        "host",
+        f"{host!r} is no address of this machine ({error.strerror}): write a name or an address it has, such as "
+        "127.0.0.1, or ::1 without brackets",
+    )
+
+
+def join_address(host: str, port: int) -> str:
+    """host:port as URLs have it: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def run_server(server: BuiltServer, listener: socket.socket) -> None:
