@@ -276,7 +276,28 @@ async def test_a_public_bind_stays_closed_when_the_last_token_is_forgotten() -> 
         assert (await http.post(RUN, headers=bearer("reader"))).status_code == 401
 
 
-@pytest.mark.parametrize("origin", ["*", "https://*.example", "app.example"])
+@pytest.mark.parametrize("host", ["http://x", "ai.example:8900", "x/y", "*", "*.example", "", "[::1]", "a b", "a@b"])
+def test_a_host_that_is_not_a_name_is_refused_with_the_fix(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"allowed_hosts: .* is not a host name: write the name alone"):
+        AccessPolicy(allowed_hosts=(host,))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host"),
+    [
+        ("ai.example", "ai.example:8900"),
+        ("AI.example.", "ai.example"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "[2001:db8::1]"),
+    ],
+)
+async def test_an_allowed_host_is_known(allowed: str, host: str) -> None:
+    async with client(allowed_hosts=(allowed,)) as http:
+        assert (await http.get("/v1/models", headers={"host": host})).status_code != 403
+        assert (await http.get("/v1/models", headers={"host": "other.example"})).status_code == 403
+
+
+@pytest.mark.parametrize("origin", ["*", "https://*.example", "app.example", "//app.example", "https://app.example/"])
 def test_wildcard_origins_are_refused(origin: str) -> None:
     with pytest.raises(ConfigError, match="allowed_origins"):
         AccessPolicy(allowed_origins=(origin,))

@@ -35,6 +35,8 @@ _ACCOUNT_PATH = re.compile(r"/client/v4/accounts/([^/]+)(/.*)?\Z")
 _BEARER = re.compile(r"bearer +([A-Za-z0-9\-._~+/]+=*) *\Z", re.IGNORECASE)
 _BINDING_PREFIXES = ("/ai-gateway/", "/ai-api/")
 _WRITE_PATH = re.compile(r"/client/v4/accounts/[^/]+/ai/finetunes(/|\Z)")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*@\s]+", re.IGNORECASE)
+_NAME = re.compile(r"[a-z0-9._-]{1,255}", re.IGNORECASE)
 _FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "cf-connecting-ip")
 _SEND_BEARER = "Send `Authorization: Bearer <token>`."
 _LOCAL_SUFFIXES = (".localhost", ".docker.internal", ".containers.internal")  # nobody can register these
@@ -79,9 +81,18 @@ class AccessPolicy:
     public_paths: frozenset[str] = DEFAULT_PUBLIC_PATHS
 
     def __post_init__(self) -> None:
+        for host in self.allowed_hosts:
+            if not _is_host_name(host):
+                raise ConfigError(
+                    "allowed_hosts",
+                    f"{host!r} is not a host name: write the name alone, without scheme, port, path or '*', "
+                    "as in ai.example.org",
+                )
         for origin in self.allowed_origins:
-            if "*" in origin or urlsplit(origin).netloc == "":
-                raise ConfigError("allowed_origins", f"{origin!r} is not scheme://host[:port]; '*' is not allowed")
+            if _ORIGIN.fullmatch(origin) is None:
+                raise ConfigError(
+                    "allowed_origins", f"{origin!r} is not scheme://host[:port], without a path; '*' is not allowed"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,8 +301,13 @@ def _host_name(host: str) -> str:
     return (parsed.hostname or "").rstrip(".")
 
 
+def _is_host_name(host: str) -> bool:
+    """A name or an address as `_host_name` gives it; anything else would never be equal to one."""
+    return _NAME.fullmatch(host) is not None or (":" in host and _host_name(f"[{host}]") == host.lower())
+
+
 def _is_local_name(name: str, policy: AccessPolicy) -> bool:
     name = name.lower().rstrip(".")
     if is_loopback_host(name) or name.endswith(_LOCAL_SUFFIXES):
         return True
-    return name != "" and name in {known.lower() for known in (policy.bind_host, *policy.allowed_hosts)}
+    return name != "" and name in {known.lower().rstrip(".") for known in (policy.bind_host, *policy.allowed_hosts)}
