@@ -262,7 +262,7 @@ async def test_foreign_web_pages_are_kept_out(method: str, path: str, headers: d
 
 def test_a_public_bind_without_a_token_is_refused_with_the_command_that_fixes_it() -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "", "example.org", "127.evil.example"):
-        with pytest.raises(ConfigError, match="tampu token create --account local"):
+        with pytest.raises(ConfigError, match="tampu token create --account local --scope ai:read`"):
             check_bind(host, has_tokens=False)
         check_bind(host, has_tokens=True)
     for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "[::1]"):

@@ -185,7 +185,7 @@ def check_bind(host: str, *, has_tokens: bool) -> None:
     raise ConfigError(
         "host",
         f"{host or '0.0.0.0'} can be reached from other machines and no API token exists. Make one with "
-        "`tampu token create --account local --scope ai:write`, or listen on 127.0.0.1.",
+        "`tampu token create --account local --scope ai:read`, or listen on 127.0.0.1.",
     )
 
 
