@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from checkpoints import LLAMA3_SPECIALS, TINY, random_weights, write_gguf
 from tampu import __version__
+from tampu.api.auth import AccessPolicy
 from tampu.api.config import ServerConfig
 from tampu.cli.composition import EngineSettings, load_model
 from tampu.cli.main import app, main
@@ -233,3 +234,48 @@ def test_a_window_beyond_the_model_is_noted(tmp_path: Path) -> None:
     loaded = load_model(settings)
     loaded.close()
     assert any("not 999,999" in notice for notice in banner_facts(loaded, None, ServerConfig(), 1.0).notices)
+
+
+def test_every_option_of_serve_has_a_variable_of_its_own() -> None:
+    parameters = typer.main.get_command(app).commands["serve"].params  # type: ignore[attr-defined]
+    options = [each for each in parameters if each.name != "help"]
+    variables = [each.envvar for each in options]
+    assert len(options) > 25
+    for option in options:
+        assert option.envvar == "TAMPU_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
+    assert len(set(variables)) == len(variables)
+
+
+def test_variables_do_what_their_options_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[ServerConfig, AccessPolicy]] = []
+
+    def stop(script: Path | None, server: ServerConfig, policy: AccessPolicy, tokens: object) -> None:
+        built.append((server, policy))
+        raise ConfigError("stop", "here")
+
+    monkeypatch.setattr("tampu.cli.serve.build_mock_server", stop)
+    variables = {
+        "TAMPU_MOCK": "1",
+        "TAMPU_PORT": "0",
+        "TAMPU_DEFAULT_MAX_TOKENS": "7",
+        "TAMPU_PAD_STREAMS": "true",
+        "TAMPU_NULL_RESPONSE": "true",
+        "TAMPU_IGNORE_IMAGE": "true",
+        "TAMPU_ENABLE_FUNCTIONS": "0",
+        "TAMPU_REQUEST_TIMEOUT": "2.5",
+        "TAMPU_ALLOWED_HOST": "a.example b.example",
+        "TAMPU_ALLOWED_ORIGIN": "https://a.example",
+        "TAMPU_PREFIX_CACHING": "false",
+    }
+    CliRunner().invoke(app, ["serve"], env=variables)
+    CliRunner().invoke(app, ["serve", "--enable-functions", "--allowed-host", "c.example"], env=variables)
+    CliRunner().invoke(app, ["serve", "--mock", "--port", "0"])
+    (server, policy), (overruled, other), (default, _) = built
+    assert (server.default_max_tokens, server.request_timeout_s) == (7, 2.5)
+    assert server.is_stream_padded
+    assert server.has_null_response_with_tool_calls
+    assert server.is_image_ignored
+    assert (server.enables_functions, overruled.enables_functions, default.enables_functions) == (False, True, None)
+    assert policy.allowed_hosts == ("a.example", "b.example")
+    assert policy.allowed_origins == ("https://a.example",)
+    assert other.allowed_hosts == ("c.example",)

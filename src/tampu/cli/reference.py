@@ -12,6 +12,9 @@ import typer.main
 _HEAD = """# Command line
 
 Made from the commands themselves by `make docs`; do not edit.
+
+An option wins over its environment variable. A switch is turned on by `1` or `true` and off by `0` or `false`; several
+values of one variable stand apart by blanks.
 """
 
 

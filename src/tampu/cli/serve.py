@@ -188,36 +188,67 @@ def serve(
         bool, typer.Option("--strict", envvar="TAMPU_STRICT", help="Refuse what the hosted service refuses.")
     ] = False,
     default_max_tokens: Annotated[
-        int, options.number("--default-max-tokens", least=1, help="max_tokens of a request that names none.")
+        int,
+        options.number(
+            "--default-max-tokens",
+            least=1,
+            envvar="TAMPU_DEFAULT_MAX_TOKENS",
+            help="max_tokens of a request that names none.",
+        ),
     ] = 256,
     pad_streams: Annotated[
         bool,
-        typer.Option("--pad-streams", help="Random padding in native stream frames, against length side channels."),
+        typer.Option(
+            "--pad-streams",
+            envvar="TAMPU_PAD_STREAMS",
+            help="Random padding in native stream frames, against length side channels.",
+        ),
     ] = False,
     null_response: Annotated[
-        bool, typer.Option("--null-response", help='`response: null` beside tool calls instead of "".')
+        bool,
+        typer.Option(
+            "--null-response", envvar="TAMPU_NULL_RESPONSE", help='`response: null` beside tool calls instead of "".'
+        ),
     ] = False,
     ignore_image: Annotated[
-        bool, typer.Option("--ignore-image", help="Drop `image` with a note instead of refusing it.")
+        bool,
+        typer.Option(
+            "--ignore-image", envvar="TAMPU_IGNORE_IMAGE", help="Drop `image` with a note instead of refusing it."
+        ),
     ] = False,
     functions: Annotated[
         bool | None,
         typer.Option(
             "--enable-functions/--disable-functions",
+            envvar="TAMPU_ENABLE_FUNCTIONS",
             help="Run the JavaScript of `functions` in the sandbox; by default only on loopback binds.",
         ),
     ] = None,
     request_timeout: Annotated[
         float | None,
         options.number(
-            "--request-timeout", kind=float, least=0.001, help="Seconds an answer may take; default no limit."
+            "--request-timeout",
+            kind=float,
+            least=0.001,
+            envvar="TAMPU_REQUEST_TIMEOUT",
+            help="Seconds an answer may take; default no limit.",
         ),
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option("--allowed-host", help="Further name this server is reached under.")
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            envvar="TAMPU_ALLOWED_HOST",
+            help="Further name this server is reached under; may be given twice.",
+        ),
     ] = None,
     allowed_origin: Annotated[
-        list[str] | None, typer.Option("--allowed-origin", help="Web page that may call: scheme://host[:port].")
+        list[str] | None,
+        typer.Option(
+            "--allowed-origin",
+            envvar="TAMPU_ALLOWED_ORIGIN",
+            help="Web page that may call: scheme://host[:port]; may be given twice.",
+        ),
     ] = None,
     threads: options.ThreadsOption = None,
     isa: options.IsaOption = None,
@@ -249,7 +280,12 @@ def serve(
         int, options.number("--max-num-waiting", least=1, envvar="TAMPU_MAX_NUM_WAITING", help="Longest queue.")
     ] = 1024,
     prefix_caching: Annotated[
-        bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse the KV of prompts seen before.")
+        bool,
+        typer.Option(
+            "--prefix-caching/--no-prefix-caching",
+            envvar="TAMPU_PREFIX_CACHING",
+            help="Reuse the KV of prompts seen before.",
+        ),
     ] = True,
     runner: options.RunnerOption = "cpu",
     data_dir: options.DataDirOption = None,
