@@ -58,6 +58,20 @@ def test_mistakes_name_the_setting_and_print_nothing(tmp_path: Path, arguments: 
 def test_life_times() -> None:
     assert parse_life_time("30m") == 1800
     assert parse_life_time("4w") == 28 * 86400
-    for wrong in ("", "0d", "5", "-1d", "1y", "9999999d"):
-        with pytest.raises(ConfigError):
+    assert parse_life_time("3650d") == 3650 * 86400
+    for wrong in ("", "0d", "5", "-1d", "1y", "9999999999d", "٣d"):
+        with pytest.raises(ConfigError, match="is not a life time"):
             parse_life_time(wrong)
+    for long in ("3651d", "999999w", "999999999m"):
+        with pytest.raises(ConfigError, match=f"expires: '{long}' is longer than ten years"):
+            parse_life_time(long)
+
+
+def test_a_token_that_outlives_the_calendar_is_listed(tmp_path: Path) -> None:
+    database = open_database(tmp_path)
+    TokenStore(database).create_token("acme", ["ai:read"], expires_at=604_800 * 999_999 + 1_800_000_000)
+    TokenStore(database).create_token("acme", ["ai:read"], expires_at=1 << 62)
+    database.close()
+    listed = CliRunner().invoke(app, ["list", "--data-dir", str(tmp_path)], env={"COLUMNS": "200"})
+    assert listed.exit_code == 0
+    assert listed.stdout.count("until a year beyond 9999") == 2

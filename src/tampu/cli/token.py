@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="token", help="API tokens: make, list, revoke.", no_args_is_help=True)
 
+_LONGEST_LIFE_S = 3650 * 86400
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -32,7 +33,9 @@ def create_command(
     account: Annotated[str, typer.Option(help="Account id of the URLs it may call; '*' for every account.")],
     scope: Annotated[list[str], typer.Option(help=f"One of {', '.join(SCOPES)}; may be given twice.")] = [SCOPE_READ],  # noqa: B006
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
-    expires: Annotated[str | None, typer.Option(help="Life time: 30m, 12h, 90d, 4w [never].")] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="Life time, at most ten years: 30m, 12h, 90d, 4w; default for ever.")
+    ] = None,
     data_dir: DataDirOption = None,
     database_url: DatabaseUrlOption = None,
 ) -> None:
@@ -95,12 +98,17 @@ def parse_life_time(text: str) -> int:
     """Seconds of a life time such as 30m, 12h, 90d or 4w.
 
     Raises:
-        ConfigError: when it is written otherwise or is zero.
+        ConfigError: when it is written otherwise, is zero or longer than ten years.
     """
-    match = re.fullmatch(r"(\d{1,6})([mhdw])", text)
+    match = re.fullmatch(r"([0-9]{1,9})([mhdw])", text)
     if match is None or int(match[1]) == 0:
         raise ConfigError("expires", f"{text!r} is not a life time; write for example 12h or 90d")
-    return int(match[1]) * _UNITS_S[match[2]]
+    seconds = int(match[1]) * _UNITS_S[match[2]]
+    if seconds > _LONGEST_LIFE_S:
+        raise ConfigError(
+            "expires", f"{text!r} is longer than ten years (3650d); leave it out for a token that never expires"
+        )
+    return seconds
 
 
 @contextmanager
@@ -124,4 +132,9 @@ def _state(record: TokenRecord, now: float) -> str:
 
 
 def _time(seconds: int | None) -> str:
-    return "never" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    if seconds is None:
+        return "never"
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError, OSError):
+        return "a year beyond 9999"  # stored before life times had a limit; such a token can still be revoked
