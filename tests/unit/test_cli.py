@@ -279,3 +279,10 @@ def test_variables_do_what_their_options_do(monkeypatch: pytest.MonkeyPatch) -> 
     assert policy.allowed_hosts == ("a.example", "b.example")
     assert policy.allowed_origins == ("https://a.example",)
     assert other.allowed_hosts == ("c.example",)
+
+
+def test_the_page_says_what_is_required_and_writes_defaults_as_they_are_typed() -> None:
+    page = reference()
+    assert "| `--account` |  | required | Account id" in page
+    assert "| `--scope` |  | `ai:read` |" in page
+    assert "| `--name` |  |  |" in page

@@ -43,9 +43,15 @@ def _section(command: Any, path: tuple[str, ...]) -> Iterator[str]:
         yield "| option | environment | default | |\n|---|---|---|---|\n"
         for parameter in options:
             flags = ", ".join(f"`{flag}`" for flag in (*parameter.opts, *parameter.secondary_opts))
-            default = "" if parameter.default is None or callable(parameter.default) else f"`{parameter.default}`"
+            default = "required" if parameter.required else _default(parameter.default)
             variable = f"`{parameter.envvar}`" if parameter.envvar else ""
             yield f"| {flags} | {variable} | {default} | {_cell(parameter.help)} |\n"
+
+
+def _default(value: Any) -> str:
+    if value is None or value in ("", []) or callable(value):
+        return ""
+    return ", ".join(f"`{each}`" for each in value) if isinstance(value, (list, tuple)) else f"`{value}`"
 
 
 def _cell(text: str | None) -> str:
