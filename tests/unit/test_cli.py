@@ -10,7 +10,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from checkpoints import LLAMA3_SPECIALS, TINY, random_weights, write_gguf
+from checkpoints import LLAMA3_SPECIALS, TINY, random_weights, write_gguf, write_hf_folder
 from tampu import __version__
 from tampu.api.auth import AccessPolicy
 from tampu.api.config import ServerConfig
@@ -23,6 +23,8 @@ from tampu.cli.serve import banner_facts, step_budget
 from tampu.cli.server_process import bind, join_address
 from tampu.core.config import MAX_NUM_THREADS, CpuRunnerConfig, EngineConfig
 from tampu.core.errors import ConfigError
+from tampu.store.database import open_database
+from tampu.store.tokens import TokenStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -286,3 +288,34 @@ def test_the_page_says_what_is_required_and_writes_defaults_as_they_are_typed() 
     assert "| `--account` |  | required | Account id" in page
     assert "| `--scope` |  | `ai:read` |" in page
     assert "| `--name` |  |  |" in page
+
+
+def test_the_list_of_models_cuts_no_name_and_calls_weights_as_the_banner_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    folder = tmp_path / ("a-very-long-name-" * 8)
+    folder.mkdir()
+    file = write_gguf(folder / "Tiny-3.1-8B.gguf", TINY, random_weights(TINY), specials=LLAMA3_SPECIALS)
+    listed = CliRunner().invoke(app, ["models", str(file)], env={"COLUMNS": "40"})
+    (row,) = [line for line in listed.stdout.splitlines() if str(file) in line]
+    assert row.removeprefix(str(file)).split()[0] == "Tiny-3.1-8B"
+
+
+def test_a_folder_with_a_point_in_its_name_keeps_all_of_it(tmp_path: Path) -> None:
+    folder = write_hf_folder(
+        tmp_path / "Meta-Llama-3.1-8B-Instruct", TINY, random_weights(TINY), specials=LLAMA3_SPECIALS
+    )
+    loaded = load_model(EngineSettings(str(folder), "cpu", EngineConfig(), CpuRunnerConfig(num_threads=1)))
+    loaded.close()
+    assert loaded.card.weights_name == "Meta-Llama-3.1-8B-Instruct"
+    assert not loaded.card.is_stand_in
+
+
+def test_a_token_can_be_copied_from_a_narrow_terminal(tmp_path: Path) -> None:
+    database = open_database(tmp_path)
+    _, record = TokenStore(database).create_token("a-long-account-name", ["ai:read"], "x" * 60)
+    database.close()
+    listed = CliRunner().invoke(app, ["token", "list", "--data-dir", str(tmp_path)], env={"COLUMNS": "40"})
+    assert record.token_id in listed.stdout
+    assert "x" * 60 in listed.stdout

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
+
+_WIDER_THAN_ANY_TABLE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,11 @@ def megabytes(num_bytes: int) -> str:
 def parameter_count(count: int) -> str:
     """Parameters as M or B."""
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def print_table(table: Table) -> None:
+    """As wide as its cells: names and ids are there to be copied, so a narrow terminal wraps lines but cuts no cell."""
+    Console(width=_WIDER_THAN_ANY_TABLE).print(table, soft_wrap=True)
 
 
 def print_banner(facts: BannerFacts, console: Console) -> None:

@@ -133,6 +133,11 @@ def load_embeddings(path: str | None, settings: EngineSettings) -> EmbeddingServ
     return EmbeddingService(card, tokenizer, encoder)
 
 
+def weights_name(checkpoint: Checkpoint) -> str:
+    """What people call these weights: the file's name, as metadata names are often training jargon, or the folder's."""
+    return checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.name
+
+
 def runner_facts(runner: ModelRunner, settings: EngineSettings) -> RunnerFacts:
     """Facts only the native runner has more of."""
     if settings.runner != "cpu":
@@ -174,7 +179,7 @@ def load_model(settings: EngineSettings) -> LoadedModel:
         generator = Generator(engine, ChatCodec(tokenizer, chat_template(checkpoint.chat_template)), metrics)
         generator.start()
         card = ModelCard(
-            weights_name=checkpoint.path.stem,  # what people call it; metadata names are often training jargon
+            weights_name=weights_name(checkpoint),
             file=str(checkpoint.path),
             quantization=checkpoint.quantization,
             num_parameters=checkpoint.num_parameters,

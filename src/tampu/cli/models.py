@@ -34,9 +34,10 @@ def models(
     path: str = typer.Argument("", help="A GGUF file or Hugging Face folder to describe as well."),
 ) -> None:
     """List the weights that are on this machine: bundled, in the hub cache, or at PATH."""
-    from rich.console import Console
     from rich.table import Table
 
+    from tampu.cli.banner import print_table
+    from tampu.cli.composition import weights_name
     from tampu.model.bundled import bundled_model_path
     from tampu.model.checkpoint import open_checkpoint
 
@@ -58,7 +59,7 @@ def models(
             continue
         table.add_row(
             name,
-            checkpoint.name,
+            weights_name(checkpoint),
             f"{checkpoint.num_parameters / 1e6:.1f} M",
             checkpoint.quantization,
             str(checkpoint.config.max_position_embeddings),
@@ -68,4 +69,4 @@ def models(
     if not candidates:
         typer.echo("No weights on this machine. Install the bundled ones with: make serve")
         return
-    Console().print(table)
+    print_table(table)

@@ -15,6 +15,7 @@ from platformdirs import user_data_path
 from rich.console import Console
 from rich.table import Table
 
+from tampu.cli.banner import print_table
 from tampu.cli.options import DatabaseUrlOption, DataDirOption
 from tampu.core.errors import ConfigError
 from tampu.core.scopes import SCOPE_READ, SCOPES
@@ -65,7 +66,7 @@ def list_command(
         table.add_row(
             record.token_id, record.account, scopes, record.name, _state(record, now), _time(record.last_used_at)
         )
-    Console().print(table)
+    print_table(table)
 
 
 @app.command("revoke")
