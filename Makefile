@@ -4,8 +4,8 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
-HOST   ?= 127.0.0.1
-PORT   ?= 8900
+# Only as words of the make command: shells and conda export variables of these names for other purposes.
+ADDRESS := $(if $(findstring command line,$(origin HOST)),--host $(HOST)) $(if $(findstring command line,$(origin PORT)),--port $(PORT))
 ARGS   ?=
 PYTEST_ARGS ?=
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,7 +21,7 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 serve: install ## Install what is missing, then serve the bundled model (PORT=8900, HOST=127.0.0.1, ARGS="--model …")
-	@exec $(BIN)/tampu serve --host $(HOST) --port $(PORT) $(ARGS)
+	@exec $(BIN)/tampu serve $(ADDRESS) $(ARGS)
 
 test: install install-test install-node ## Install what is missing, then run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,0 +1,36 @@
+"""`make serve`: which address it asks for. Make only prints here; nothing is installed or run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def serve_command(*words: str, **variables: str) -> str:
+    """The line that `make serve` would end with."""
+    # Without what an outer `make test` hands down to its children.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES")}
+    done = subprocess.run(
+        ["make", "--dry-run", "serve", *words],
+        cwd=ROOT, env={**environment, **variables}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return " ".join(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ((), "exec .venv/bin/tampu serve"),
+        (("PORT=9000",), "exec .venv/bin/tampu serve --port 9000"),
+        (("HOST=::1", "PORT=9000"), "exec .venv/bin/tampu serve --host ::1 --port 9000"),
+        (("ARGS=--mock",), "exec .venv/bin/tampu serve --mock"),
+    ],
+)
+def test_the_address_is_taken_from_the_command_only(words: tuple[str, ...], command: str) -> None:
+    # Without --host and --port, TAMPU_HOST and TAMPU_PORT count.
+    assert serve_command(*words, HOST="x86_64-conda-linux-gnu", PORT="1") == command
