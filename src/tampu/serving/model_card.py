@@ -11,7 +11,7 @@ PUBLIC_MODEL_ALIASES = ("@cf/meta/llama-3.1-8b-instruct-fp8-fast",)
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Facts for the banner, the models endpoint and the playground. Never says more than the file does."""
+    """Facts for the banner, the catalogue and the models endpoint. Never says more than the file does."""
 
     weights_name: str  # the model's own name, for example "SmolLM2-135M-Instruct"
     name: str = PUBLIC_MODEL_NAME
