@@ -1,5 +1,5 @@
 # Everything runs through these targets; a person and CI use the same words. `make help` lists them.
-# Needs on the machine: python3.11 (with venv), gcc/g++, make, cmake; Node.js and npm for the client tests only.
+# Needs on the machine: python3.11 or a newer Python named by PYTHON= (with venv), gcc/g++, make, cmake; Node.js and npm for the client tests only.
 
 PYTHON ?= python3.11
 VENV   := .venv
@@ -64,7 +64,8 @@ install-test: $(VENV)/.test-tools
 install-node: $(NODE_CLIENTS)/node_modules/.installed
 
 $(VENV)/.python:
-	@command -v $(PYTHON) >/dev/null || { echo "Tampu needs Python 3.11 or newer: install python3.11 (with its venv module), or name yours with 'make PYTHON=…'."; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "Tampu needs Python 3.11 or newer and found no $(PYTHON): install python3.11 (with its venv module), or name yours with 'make PYTHON=…'."; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Tampu needs Python 3.11 or newer, and $(PYTHON) is older: name another with 'make PYTHON=…'."; exit 1; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "Tampu compiles its engine for this machine and found no C++ compiler: install g++ (Debian: apt-get install g++)."; exit 1; }
 	@command -v cmake >/dev/null || { echo "Tampu compiles its engine for this machine and found no CMake: install cmake (Debian: apt-get install cmake)."; exit 1; }
 	@echo "[1/4] Creating $(VENV)"

@@ -1,4 +1,4 @@
-"""`make serve`: which address it asks for. Make only prints here; nothing is installed or run."""
+"""The Makefile: which address `make serve` asks for, and which Python it takes. Nothing is installed here."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ def serve_command(*words: str, **variables: str) -> str:
 def test_the_address_is_taken_from_the_command_only(words: tuple[str, ...], command: str) -> None:
     # Without --host and --port, TAMPU_HOST and TAMPU_PORT count.
     assert serve_command(*words, HOST="x86_64-conda-linux-gnu", PORT="1") == command
+
+
+@pytest.mark.parametrize(("python", "said"), [("no-such-python", "found no no-such-python"), ("false", "is older")])
+def test_a_python_that_is_missing_or_too_old_is_named(python: str, said: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), ".venv/.python", f"PYTHON={python}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Tampu needs Python 3.11 or newer" in done.stdout
+    assert said in done.stdout
+    assert not (tmp_path / ".venv").exists()
