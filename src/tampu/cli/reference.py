@@ -13,6 +13,9 @@ _HEAD = """# Command line
 
 Made from the commands themselves by `make docs`; do not edit.
 
+`make serve` installs the command as `.venv/bin/tampu`; after `source .venv/bin/activate` it is `tampu`, as written
+here.
+
 An option wins over its environment variable. A switch is turned on by `1` or `true` and off by `0` or `false`; several
 values of one variable stand apart by blanks.
 """
