@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from tampu.cli.main import app as tampu
 from tampu.cli.worker import DEFAULT_ADDRESS, SETUPS, snippet, worker
 from tampu.core.errors import ConfigError
 
@@ -26,6 +28,47 @@ def test_the_printed_file_names_the_readers_server(name: str) -> None:
     assert DEFAULT_ADDRESS not in result.stdout
     for command in (*SETUPS[name].prepare, SETUPS[name].run):
         assert command in result.stdout
+
+
+def test_an_ipv6_server_is_written_in_brackets() -> None:
+    result = CliRunner().invoke(app, ["workerd", "--host", "::1"])
+    assert 'address = "[::1]:8900"' in result.stdout
+    assert "http://[::1]:8900" in result.stdout
+
+
+@pytest.mark.parametrize("host", ["", " ", "[::1]", "http://x", "x:8900", "a/b", '"', "a b", ":", "1::2::3"])
+def test_a_host_that_no_file_can_hold_is_refused(host: str) -> None:
+    result = CliRunner().invoke(app, ["workerd", f"--host={host}"])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(f"host: {host!r} is not a host name or an address")
+
+
+@pytest.mark.parametrize("port", ["0", "99999", "-1"])
+def test_an_impossible_port_is_refused(port: str) -> None:
+    result = CliRunner().invoke(tampu, ["worker", "workerd", f"--port={port}"])
+    assert result.exit_code == 2
+    assert f"'{port}' is not a whole number from 1 to 65535" in result.output
+
+
+@pytest.mark.node
+def test_the_npm_command_refuses_a_url_that_is_no_server(tmp_path: Path) -> None:
+    command = ["node", str(REPOSITORY / "integrations" / "workers" / "src" / "cli.js"), "local", "--url"]
+    for url in (
+        "notaurl",
+        "",
+        "localhost:8900",
+        "ftp://127.0.0.1",
+        "http://127.0.0.1:99999",
+        "http://x/path",
+        "http://u@x",
+    ):
+        done = subprocess.run([*command, url], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert f'tampu-workers: --url "{url}" is not the address of a server' in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    # A good one comes as far as looking for Wrangler.
+    done = subprocess.run([*command, "http://[::1]:8900/"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Wrangler is not installed" in done.stderr
 
 
 @pytest.mark.parametrize("name", SETUPS)

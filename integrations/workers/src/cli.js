@@ -12,7 +12,7 @@ import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
 
 import { PLUGIN_NAME } from "./index.js";
-import { localConfig } from "./local-config.js";
+import { localConfig, serverOrigin } from "./local-config.js";
 
 const USAGE = `Usage: tampu-workers local [CONFIG] [--out wrangler.local.jsonc] [--url http://127.0.0.1:8900]
 
@@ -43,6 +43,7 @@ async function writeLocal(args) {
     allowPositionals: true,
     options: { out: { type: "string" }, url: { type: "string", default: "http://127.0.0.1:8900" } },
   });
+  const url = serverOrigin(values.url);
   const folder = positionals[0] ? path.dirname(path.resolve(positionals[0])) : process.cwd();
   const { readRawConfig, version } = await loadWrangler(folder);
   const { rawConfig, configPath } = readRawConfig(positionals[0] ? { config: path.resolve(positionals[0]) } : {});
@@ -53,10 +54,10 @@ async function writeLocal(args) {
   if (path.dirname(out) !== path.dirname(path.resolve(configPath))) {
     throw new Error(`--out must be in the folder of ${configPath}, because the paths in it are relative to that folder.`);
   }
-  const local = localConfig(rawConfig, { url: values.url, wranglerVersion: version });
+  const local = localConfig(rawConfig, { url, wranglerVersion: version });
   const header = `// Written by tampu-workers from ${path.basename(configPath)}; do not edit, run it again.\n`;
   await writeFile(out, header + JSON.stringify(local, null, 2) + "\n");
-  console.log(`Wrote ${path.relative(process.cwd(), out) || out}: plugin ${PLUGIN_NAME}, server ${values.url}`);
+  console.log(`Wrote ${path.relative(process.cwd(), out) || out}: plugin ${PLUGIN_NAME}, server ${url}`);
 }
 
 const [command, ...args] = process.argv.slice(2);

@@ -22,6 +22,16 @@ function replaceAi({ ai, ...section }, { url, wranglerVersion }) {
   return { ...section, unsafe: { ...section.unsafe, bindings } };
 }
 
+/** The origin that --url means, such as http://127.0.0.1:8900. Throws for anything but http(s)://host[:port]. */
+export function serverOrigin(text) {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  const isOrigin = url !== undefined && url.pathname === "/" && !/[?#@]/.test(text);
+  if (!isOrigin || !["http:", "https:"].includes(url.protocol)) {
+    throw new Error(`--url ${JSON.stringify(text)} is not the address of a server: write http://127.0.0.1:8900`);
+  }
+  return url.origin;
+}
+
 /**
  * `config` with every `ai` section (top level and environments) answered by the server at `url`.
  * Throws if there is none.

@@ -6,6 +6,8 @@ set-ups; refuses to know the server.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import shlex
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,10 +16,13 @@ from typing import Annotated
 
 import typer
 
+from tampu.cli.options import number
+from tampu.cli.server_process import join_address
 from tampu.core.errors import ConfigError
 
 DEFAULT_ADDRESS = "127.0.0.1:8900"  # as written in the snippets
 NPM_PACKAGE = "tampu-workers"
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,253}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,18 @@ def snippet(name: str, address: str = DEFAULT_ADDRESS) -> str:
     return text.replace(DEFAULT_ADDRESS, address)
 
 
+def checked_host(host: str) -> str:
+    """`host` when it is a name or an address, which is what the files have room for. Raises ConfigError."""
+    if _NAME.fullmatch(host) is None:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ConfigError(
+                "host", f"{host!r} is not a host name or an address: write it alone, as in 127.0.0.1 or ::1"
+            ) from None
+    return host
+
+
 def npm_package() -> str:
     """What `npm install` should be given for our package: its folder in a source checkout, else its name."""
     folder = Path(__file__).resolve().parents[3] / "integrations" / "workers"
@@ -118,7 +135,9 @@ def worker(
     setup: Annotated[
         str, typer.Argument(help="workerd, miniflare, wrangler or vitest.", metavar="SETUP", show_default=False)
     ],
-    port: Annotated[int, typer.Option("--port", "-p", envvar="TAMPU_PORT", help="The port Tampu listens on.")] = 8900,
+    port: Annotated[
+        int, number("--port", "-p", least=1, most=65535, envvar="TAMPU_PORT", help="The port Tampu listens on.")
+    ] = 8900,
     host: Annotated[str, typer.Option("--host", help="The machine Tampu listens on.")] = "127.0.0.1",
     write: Annotated[
         Path | None,
@@ -130,7 +149,7 @@ def worker(
     """Print what a Workers project needs so that env.AI works offline, with no account."""
     if setup not in SETUPS:
         raise ConfigError("SETUP", f"{setup!r} is not one of {', '.join(SETUPS)}")
-    chosen, address = SETUPS[setup], f"{host}:{port}"
+    chosen, address = SETUPS[setup], join_address(checked_host(host), port)
     if write is None:
         typer.echo(instructions(chosen, address))
         return
