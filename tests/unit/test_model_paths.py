@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
@@ -48,6 +49,7 @@ class Hub:
     def __init__(self, root: Path, repositories: dict[str, list[str]], error: Exception | None = None) -> None:
         self.root, self.repositories, self.error = root, repositories, error
         self.pulled: list[str] = []
+        self.is_asked_offline: list[bool] = []
 
     def _folder(self, repository: str) -> Path:
         if self.error is not None:
@@ -63,7 +65,14 @@ class Hub:
                 self.hf_hub_download(repository, name, cache_dir=cache_dir)
         return str(folder)
 
-    def hf_hub_download(self, repository: str, file: str, *, cache_dir: Path | None) -> str:
+    def get_hf_file_metadata(self, url: str) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def hf_hub_download(
+        self, repository: str, file: str, *, cache_dir: Path | None, local_files_only: bool = False
+    ) -> str:
+        self.is_asked_offline.append(local_files_only)
         path = self._folder(repository) / file
         path.write_bytes(b"")
         self.pulled.append(file)
@@ -80,7 +89,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
         tmp_path / "cache",
         {"org/folder": folder, "org/one-GGUF": ["a.gguf", "x.md"], "org/two": ["a.gguf", "b.gguf"], "org/none": ["x"]},
     )
-    for name in ("snapshot_download", "hf_hub_download", "list_repo_files"):
+    for name in ("snapshot_download", "hf_hub_download", "list_repo_files", "get_hf_file_metadata"):
         monkeypatch.setattr(huggingface_hub, name, getattr(fake, name))
     return fake
 
@@ -141,6 +150,19 @@ class TestResolve:
             with pytest.raises(CheckpointError, match=reason) as caught:
                 resolve_model(model)
             assert "\n" not in str(caught.value)
+
+    def test_a_hub_that_cannot_be_reached_is_tried_once(self, hub: Hub) -> None:
+        resolve_model("org/two:a.gguf")
+        hub.error = ConnectionError("[Errno -2] Name or service not known")
+        with pytest.raises(CheckpointError):
+            resolve_model("org/two:a.gguf")
+        # A hub that answers with an error is asked as usual: its reason is worth more than "offline".
+        hub.error = errors.HfHubHTTPError(
+            "503", response=httpx.Response(503, request=httpx.Request("HEAD", "http://x"))
+        )
+        with pytest.raises(CheckpointError):
+            resolve_model("org/two:a.gguf")
+        assert hub.is_asked_offline == [False, True, False]
 
     def test_offline_with_a_pulled_gguf(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_model("org/one-GGUF")

@@ -62,9 +62,25 @@ def _pull_file(repository: str, file: str, cache_dir: Path | None) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, cache_dir=cache_dir))
+        # Asked for a file that is not in the cache, the library tries an unreachable hub six times and logs every one.
+        from_cache = not _is_hub_reached(repository, file)
+        return Path(huggingface_hub.hf_hub_download(repository, file, cache_dir=cache_dir, local_files_only=from_cache))
     except Exception as error:
         raise _explain(f"{repository}:{file}", error) from error
+
+
+def _is_hub_reached(repository: str, file: str) -> bool:
+    """Whether the hub answers at all, be it with a refusal: one try."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file))
+    except (errors.HfHubHTTPError, errors.HFValidationError):
+        return True
+    except Exception:
+        return False
+    return True
 
 
 def _pull_only_gguf(repository: str, folder: Path, cache_dir: Path | None) -> Path:
