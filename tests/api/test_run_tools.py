@@ -290,7 +290,7 @@ async def test_an_image_is_refused_or_dropped_with_a_note(server: Server, client
 class Adder:
     """A sandbox that adds."""
 
-    def describe(self, code: str, name: str = "") -> ToolSpec:
+    async def describe(self, code: str, name: str = "") -> ToolSpec:
         return ToolSpec(name, "Adds.", {"type": "object"})
 
     async def call(self, code: str, arguments: Mapping[str, Any], name: str = "") -> str:

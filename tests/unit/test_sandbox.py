@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from tampu.core.chat import ToolSpec
 from tampu.core.errors import ConfigError, EngineDeadError, OverloadedError
+from tampu.sandbox import sandbox as sandbox_module
 from tampu.sandbox import worker
 from tampu.sandbox.sandbox import Sandbox, SandboxLimits
 
@@ -418,3 +420,23 @@ async def test_the_event_loop_is_never_blocked() -> None:
 def test_wrong_limits_are_refused() -> None:
     with pytest.raises(ConfigError, match="wall_time_s"):
         SandboxLimits(wall_time_s=0)
+
+
+async def test_sources_are_read_in_a_thread_of_their_own(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> None:
+    readers = []
+
+    def read(code: str, name: str) -> ToolSpec:
+        readers.append(threading.current_thread())
+        return ToolSpec(name)
+
+    monkeypatch.setattr(sandbox_module, "describe_function", read)
+    assert (await sandbox.describe("o => 1", "f")).name == "f"
+    assert readers
+    assert readers[0] is not threading.current_thread()
+
+
+async def test_a_closed_sandbox_reads_nothing() -> None:
+    sandbox = Sandbox()
+    sandbox.close()
+    with pytest.raises(EngineDeadError):
+        await sandbox.describe("o => 1")

@@ -8,7 +8,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tampu.sandbox.jsdoc import describe_function
+from tampu.core.errors import InvalidRequestError
+from tampu.sandbox import jsdoc
+from tampu.sandbox.jsdoc import MAX_DESCRIBING_CHARS, describe_function
 
 STRING, NUMBER = {"type": "string"}, {"type": "number"}
 
@@ -183,9 +185,40 @@ def test_types(kind: str, schema: dict[str, Any]) -> None:
         "/** @param {string} " + " " * 60_000 + "*/",
     ],
 )
-def test_hostile_sources_are_read_in_bounded_time(code: str) -> None:
-    schema = describe_function(code).parameters
+def test_hostile_sources_are_read_or_refused(code: str) -> None:
+    try:
+        schema = describe_function(code).parameters
+    except InvalidRequestError:
+        return
     jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("/** @param {" + "{a:" * 20_000 + "} o */ (o) => 1", "JSDoc comment"),
+        ("/** @param {{" + ",".join(f"a{i}: string" for i in range(4000)) + "}} o */ (o) => 1", "JSDoc comment"),
+        ("({" + "a=1," * 15_000 + "}) => 1", "first parameter"),
+    ],
+)
+def test_what_describes_a_function_is_bounded(code: str, what: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^the function's {what} is longer than 8000 characters$") as caught:
+        describe_function(code)
+    assert caught.value.field == "code"
+
+
+def test_a_deep_type_is_not_read_again_for_each_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    plain = jsdoc._until
+
+    def counted(text: str, begin: int, ends: str) -> str:
+        part = plain(text, begin, ends)
+        read.append(len(part))
+        return part
+
+    monkeypatch.setattr(jsdoc, "_until", counted)
+    describe_function("/** @param {" + "{a:" * 2600 + "} o */ (o) => 1")
+    assert sum(read) < 30 * MAX_DESCRIBING_CHARS
 
 
 def test_random_pieces_always_give_a_valid_schema() -> None:

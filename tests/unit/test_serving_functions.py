@@ -24,7 +24,7 @@ class FakeSandbox:
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
 
-    def describe(self, code: str, name: str = "") -> ToolSpec:
+    async def describe(self, code: str, name: str = "") -> ToolSpec:
         return ToolSpec(name, code)
 
     async def call(self, code: str, arguments: Mapping[str, Any], name: str = "") -> str:
@@ -179,3 +179,20 @@ async def test_what_cannot_be_served_is_refused(changes: dict[str, Any]) -> None
     with pytest.raises(InvalidRequestError):
         await FunctionRounds(generator, FakeSandbox()).complete(request(**changes))
     assert generator.seen == []
+
+
+async def test_a_function_too_long_to_describe_is_named() -> None:
+    class Reader(FakeSandbox):
+        async def describe(self, code: str, name: str = "") -> ToolSpec:
+            if name == "long":
+                raise InvalidRequestError("code", "the comment is too long", hint="Shorten it.")
+            return await super().describe(code, name)
+
+    functions = (ADD, FunctionSpec("long", "/** ... */ o => 1"))
+    with pytest.raises(InvalidRequestError) as caught:
+        await FunctionRounds(FakeGenerator(once_then_text), Reader()).complete(request(functions=functions))
+    assert (caught.value.field, str(caught.value), caught.value.hint) == (
+        "functions/1/code",
+        "'functions/1/code': the comment is too long",
+        "Shorten it.",
+    )

@@ -1,7 +1,8 @@
 """What a JavaScript function says about itself: a tool description and a JSON schema of its parameters.
 
 Reads the source, never runs it: a leading JSDoc comment first, then the destructured argument. Whatever is not
-understood is left out, which makes the schema wider, never wrong. Linear in the length of the source.
+understood is left out, which makes the schema wider, never wrong. Linear in the length of the source; what is read
+character by character, and again for each level of a type, is bounded (`MAX_DESCRIBING_CHARS`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tampu.core.chat import ToolSpec
+from tampu.core.errors import InvalidRequestError
 
+MAX_DESCRIBING_CHARS = 8_000  # of the JSDoc comment, and of the first parameter
 _MAX_SOURCE_CHARS = 1 << 16  # what is written further on describes nothing
 _MAX_TYPE_DEPTH = 8
 _COMMENT = re.compile(r"\s*(?://[^\n]*(?:\n|$)|/\*(?P<block>[\s\S]*?)\*/)")
@@ -49,9 +52,15 @@ class _Parameter:
 
 
 def describe_function(code: str, name: str = "") -> ToolSpec:
-    """The tool a function is. `name` wins over the function's own name."""
+    """The tool a function is. `name` wins over the function's own name.
+
+    Raises:
+        InvalidRequestError: for a JSDoc comment or a parameter that is too long to read; its field is "code".
+    """
     comment, rest = _leading_comment(code[:_MAX_SOURCE_CHARS])
     own_name, argument = _head(rest)
+    _check_length("JSDoc comment", comment)
+    _check_length("first parameter", argument)
     description, documented = _read_jsdoc(comment, argument.strip())
     parameters = dict(documented)
     for key, parameter in _destructured(argument).items():
@@ -66,6 +75,15 @@ def describe_function(code: str, name: str = "") -> ToolSpec:
     if required:
         schema["required"] = required
     return ToolSpec(name or own_name, description, schema)
+
+
+def _check_length(what: str, text: str) -> None:
+    if len(text) > MAX_DESCRIBING_CHARS:
+        raise InvalidRequestError(
+            "code",
+            f"the function's {what} is longer than {MAX_DESCRIBING_CHARS} characters",
+            hint="Shorten it: it describes the function to the model.",
+        )
 
 
 # -- the head of the function -----------------------------------------------------------------------------------------
@@ -101,7 +119,7 @@ def _head(code: str) -> tuple[str, str]:
         if bracket < 0:
             return variable or head.group("name") or "", ""
         begin = code.rfind("(", 0, head.end()) + 1
-    return variable or head.group("name") or "", _until(code, begin, ",)")
+    return variable or head.group("name") or "", _until(code[: begin + MAX_DESCRIBING_CHARS + 1], begin, ",)")
 
 
 def _until(text: str, begin: int, ends: str) -> str:
@@ -285,12 +303,14 @@ def _properties(params: list[tuple[str, _Parameter, Schema]], argument_name: str
 
 def _read_type(source: str, depth: int = 0) -> Schema:
     """A JSDoc type as a JSON schema; {} for what has no schema here."""
+    if depth > _MAX_TYPE_DEPTH:
+        return {}
     source = source.strip()
     for _ in range(_MAX_TYPE_DEPTH):
         if not (source.startswith("(") and source.endswith(")") and len(_until(source, 1, ")")) == len(source) - 2):
             break
         source = source[1:-1].strip()
-    if depth > _MAX_TYPE_DEPTH or not source:
+    if not source:
         return {}
     options = _split_union(source)
     if len(options) > 1:
@@ -302,9 +322,9 @@ def _read_type(source: str, depth: int = 0) -> Schema:
         return inner
     if source.endswith("[]"):
         return _array(_read_type(source[:-2], depth + 1))
-    if match := re.fullmatch(r"(?:Array|ReadonlyArray|Set)\s*\.?\s*<([\s\S]*)>", source):
+    if match := re.fullmatch(r"(?:Array|ReadonlyArray|Set)\s*(?:\.\s*)?<([\s\S]*)>", source):
         return _array(_read_type(match.group(1), depth + 1))
-    if re.match(r"(?:Object|Record|Map)\s*\.?\s*<", source):
+    if re.match(r"(?:Object|Record|Map)\s*(?:\.\s*)?<", source):
         return {"type": "object"}
     if source.startswith("{"):
         return _read_record(_until(source, 1, "}"), depth)

@@ -73,6 +73,7 @@ class Sandbox:
         self.limits = limits if limits is not None else SandboxLimits()
         self._extension = spec.origin
         self._threads = ThreadPoolExecutor(self.limits.max_concurrent_calls, "tampu-sandbox")
+        self._reading_thread = ThreadPoolExecutor(1, "tampu-describe")
         self._lock = threading.Lock()  # guards what follows
         self._spare: _Worker | None = None
         self._busy: set[_Worker] = set()
@@ -85,10 +86,18 @@ class Sandbox:
         """Whether the last process had the system-call filter; None before the first call."""
         return self._is_filtered
 
-    def describe(self, code: str, name: str = "") -> ToolSpec:
+    async def describe(self, code: str, name: str = "") -> ToolSpec:
         """The tool that this function is for a model: description and parameters (a JSON schema), read from a leading
-        JSDoc comment, else from the destructured argument. Never runs the code."""
-        return describe_function(code, name)
+        JSDoc comment, else from the destructured argument. Never runs the code.
+
+        Reading takes up to some ten milliseconds, so it happens in a thread. Raises InvalidRequestError with the field
+        "code" when there is too much to read, and EngineDeadError after `close`.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise EngineDeadError("The sandbox is closed.")
+            reading = self._reading_thread.submit(describe_function, code, name)
+        return await asyncio.wrap_future(reading)
 
     async def call(self, code: str, arguments: Mapping[str, Any], name: str = "") -> str:
         """Call the function with one object. Returns the JSON text of its result, or of `{"error": "..."}`.
@@ -120,6 +129,7 @@ class Sandbox:
         if spare is not None:
             spare.kill()
         self._threads.shutdown(wait=True)
+        self._reading_thread.shutdown(wait=True, cancel_futures=True)
 
     # -- a sandbox thread ---------------------------------------------------------------------------------------------
 

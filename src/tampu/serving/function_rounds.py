@@ -28,8 +28,9 @@ _BETWEEN_ROUNDS = "\n\n"
 class FunctionSandbox(Protocol):
     """Runs JavaScript where it can do no harm (`tampu.sandbox`)."""
 
-    def describe(self, code: str, name: str = "") -> ToolSpec:
-        """The tool that a function is for the model; reads the code, never runs it."""
+    async def describe(self, code: str, name: str = "") -> ToolSpec:
+        """The tool that a function is for the model; reads the code, never runs it. Raises InvalidRequestError with the
+        field "code" when there is too much to read."""
 
     async def call(self, code: str, arguments: Mapping[str, Any], name: str = "") -> str:
         """Call the function with one object; the JSON text of what it returned, or of `{"error": ...}`. Never raises
@@ -94,7 +95,7 @@ class FunctionRounds:
         return self._rounds(request) if request.functions else self._generator.stream(request)
 
     async def _rounds(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        tools = self._offered_tools(request)
+        tools = await self._offered_tools(request)
         code_by_name = {function.name: function.code for function in request.functions}
         if request.n > 1:
             raise InvalidRequestError("n", "'n' must be 1 with functions")
@@ -138,11 +139,11 @@ class FunctionRounds:
             turns = (Message("tool", result, name=call.name, tool_call_id=call.call_id) for call, result in results)
             history = (*history, Message("assistant", "".join(done.texts), tuple(mine)), *turns)
 
-    def _offered_tools(self, request: GenerateRequest) -> tuple[ToolSpec, ...]:
+    async def _offered_tools(self, request: GenerateRequest) -> tuple[ToolSpec, ...]:
         """The client's tools and the functions as tools.
 
         Raises:
-            InvalidRequestError: for a function without name or code, and for a name used twice.
+            InvalidRequestError: for a function without name or code, one too long to read, and a name used twice.
         """
         if len(request.functions) > MAX_FUNCTIONS:
             raise InvalidRequestError("functions", f"'functions' must hold at most {MAX_FUNCTIONS} functions")
@@ -159,7 +160,11 @@ class FunctionRounds:
                 raise InvalidRequestError(
                     f"{where}/code", f"'{where}/code' must hold a function of at most {MAX_CODE_CHARS} characters"
                 )
-            tools.append(self._sandbox.describe(function.code, function.name))
+            try:
+                tools.append(await self._sandbox.describe(function.code, function.name))
+            except InvalidRequestError as error:
+                field = f"{where}/{error.field}"
+                raise InvalidRequestError(field, f"'{field}': {error}", hint=error.hint) from None
         return tuple(tools)
 
 
