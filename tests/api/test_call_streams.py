@@ -220,9 +220,37 @@ async def test_a_demand_that_cannot_be_enforced_is_refused_by_path(
     response = await client.post(path, json=body(tools=[TOOL, ODD_TOOL], tool_choice=choice, input="hi") | drop(path))
     assert response.status_code == 400
     error = response.json()["error"]
-    assert error["param"] == "tools"
-    assert "uniqueItems" in error["message"]
-    assert "/parameters/properties/a" in error["message"]
+    assert error["param"] == "tools/1/function/parameters"
+    pointer = "/tools/1/function/parameters/properties/a"
+    assert f"tool 'odd': keyword 'uniqueItems' at {pointer}: cannot be enforced" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("members", "place"),
+    [
+        (
+            {"tools": [TOOL, ODD_TOOL], "tool_choice": {"type": "function", "function": {"name": "odd"}}},
+            "tools/1/function",
+        ),
+        (
+            {
+                "tools": [TOOL, ODD_TOOL],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "required", "tools": [{"type": "function", "name": "odd"}]},
+                },
+            },
+            "tools/1/function",
+        ),
+        ({"functions": [TOOL["function"], ODD_TOOL["function"]], "function_call": {"name": "odd"}}, "functions/1"),
+    ],
+)
+async def test_the_place_is_where_the_client_wrote_the_tool(
+    client: httpx.AsyncClient, members: dict[str, Any], place: str
+) -> None:
+    error = (await client.post(PATH, json=body(**{"tools": None, **members}))).json()["error"]
+    assert error["param"] == f"{place}/parameters"
+    assert f"tool 'odd': keyword 'uniqueItems' at /{place}/parameters/properties/a: " in error["message"]
 
 
 def drop(path: str) -> dict[str, Any]:

@@ -270,6 +270,13 @@ async def test_schemas_we_cannot_honour_are_refused_by_keyword_and_path(client: 
     assert (await ask(client, tools=[odd_tool])).status_code == 200
 
 
+async def test_a_schema_error_counts_tools_that_were_left_out(client: httpx.AsyncClient) -> None:
+    odd = {**FLAT, "name": "odd", "parameters": {"type": "object", "minProperties": "x"}}
+    response = await ask(client, tools=["x", FLAT, odd], tool_choice="required")
+    message = response.json()["errors"][0]["message"]
+    assert "tool 'odd': keyword 'minProperties' at /tools/2/parameters: " in message
+
+
 async def test_strict_mode_refuses_json_with_streaming(strict: httpx.AsyncClient) -> None:
     response = await ask(strict, response_format={"type": "json_object"}, stream=True)
     assert (response.status_code, response.json()["errors"][0]["code"]) == (400, 5023)

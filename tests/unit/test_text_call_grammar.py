@@ -120,10 +120,39 @@ def test_a_tool_whose_schema_cannot_be_enforced_is_refused_by_its_path() -> None
     for make in (forced_calls, auto_calls):
         with pytest.raises(UnsupportedSchemaError) as caught:
             make(byte_compiler(), [NOW, bad], kind="llama3", parallel=True)
-        assert (caught.value.field, caught.value.keyword) == ("tools", "not")
+        assert (caught.value.field, caught.value.keyword) == ("tools/1/parameters", "not")
         assert caught.value.path == "/tools/1/parameters/properties/a"
+        assert str(caught.value).startswith("tool 'bad': keyword 'not' at /tools/1/parameters/properties/a: ")
     with pytest.raises(UnsupportedSchemaError, match="parameters of a tool are an object"):
         forced_calls(byte_compiler(), [ToolSpec("x", "", {"type": "string"})], kind="llama3", parallel=False)
+
+
+IMPOSSIBLE = {"type": "object", "properties": {"a": False}, "required": ["a"]}
+OVERLAPPING = {"type": "object", "properties": {"a": {"oneOf": [{"type": "string"}, {"type": "string"}]}}}
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        (
+            [ToolSpec("x", "", IMPOSSIBLE, "functions/3/parameters")],
+            "tool 'x': the schema at /functions/3/parameters: no value satisfies the schema",
+        ),
+        (
+            [ToolSpec("x", "", IMPOSSIBLE, "tools/4/parameters"), ToolSpec("y", "", IMPOSSIBLE, "tools/7/parameters")],
+            "the tools 'x' at /tools/4/parameters, 'y' at /tools/7/parameters together: no value satisfies the schema",
+        ),
+        (
+            [NOW, ToolSpec("y", "", OVERLAPPING, "tools/7/parameters")],
+            "tool 'y': keyword 'oneOf' at /tools/7/parameters/properties/a: its branches cannot be shown to exclude"
+            " each other; give each its own 'const', or use 'anyOf'",
+        ),
+    ],
+)
+def test_an_error_names_the_tool_and_where_the_client_wrote_it(tools: list[ToolSpec], message: str) -> None:
+    with pytest.raises(UnsupportedSchemaError) as caught:
+        forced_calls(byte_compiler(), tools, kind="llama3", parallel=False)
+    assert str(caught.value) == message
 
 
 # --- auto -------------------------------------------------------------------------------------------------------

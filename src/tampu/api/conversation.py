@@ -144,5 +144,6 @@ def parse_tools(tools: Sequence[Any], notes: list[str], field: str = "tools") ->
             continue
         where = f"{field}/{index}" if source is item else f"{field}/{index}/function"
         description = _typed(source, "description", str, "", where)
-        specs.append(ToolSpec(name, description, _typed(source, "parameters", dict, {}, where)))
+        parameters = _typed(source, "parameters", dict, {}, where)
+        specs.append(ToolSpec(name, description, parameters, place=f"{where}/parameters"))
     return tuple(specs)

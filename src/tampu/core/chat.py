@@ -29,8 +29,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool offered to the model. `parameters` is a JSON schema object (may be empty)."""
+    """A tool offered to the model. `parameters` is a JSON schema object (may be empty).
+
+    `place` is where the client wrote what `parameters` says, for errors: "tools/0/function/parameters".
+    """
 
     name: str
     description: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)

@@ -51,12 +51,18 @@ class ContextLengthError(InvalidRequestError):
 
 
 class UnsupportedSchemaError(InvalidRequestError):
-    """A JSON schema uses a keyword that cannot be enforced. `path` is a JSON pointer into the schema."""
+    """A JSON schema uses a keyword that cannot be enforced. `path` is a JSON pointer into the schema.
 
-    def __init__(self, *, keyword: str, path: str, message: str, field: str = "response_format") -> None:
+    `reason` is the message without where and about what it is.
+    """
+
+    def __init__(
+        self, *, keyword: str, path: str, message: str, reason: str = "", field: str = "response_format"
+    ) -> None:
         super().__init__(field, message)
         self.keyword = keyword
         self.path = path
+        self.reason = reason or message
 
 
 class UnknownModelError(TampuError):

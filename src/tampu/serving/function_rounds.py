@@ -161,10 +161,11 @@ class FunctionRounds:
                     f"{where}/code", f"'{where}/code' must hold a function of at most {MAX_CODE_CHARS} characters"
                 )
             try:
-                tools.append(await self._sandbox.describe(function.code, function.name))
+                tool = await self._sandbox.describe(function.code, function.name)
             except InvalidRequestError as error:
                 field = f"{where}/{error.field}"
                 raise InvalidRequestError(field, f"'{field}': {error}", hint=error.hint) from None
+            tools.append(replace(tool, place=f"{where}/code"))
         return tuple(tools)
 
 

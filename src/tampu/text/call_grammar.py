@@ -23,6 +23,7 @@ from tampu.text.schema_costs import refuse
 from tampu.text.tool_calls import ToolCallParser, ToolCallPiece
 
 MAX_PARALLEL_CALLS = 16
+_MAX_SHOWN_TOOLS, _MAX_SHOWN_CHARS = 8, 80  # in an error
 _MAX_HEAD_BYTES = 512  # of a call's beginning, up to the end of the tool's name
 
 
@@ -51,7 +52,8 @@ CALL_FORMS = {
 def forced_calls(compiler: GrammarCompiler, tools: Sequence[ToolSpec], *, kind: str, parallel: bool) -> CallsGrammar:
     """An answer that is one call to one of the tools (or one to sixteen calls, when `parallel`) and nothing else.
 
-    `kind` is the chat template's. Raises UnsupportedSchemaError with the path `/tools/INDEX/parameters/...`.
+    `kind` is the chat template's. Raises UnsupportedSchemaError with the tool's name, and a path that begins with its
+    place (`/tools/INDEX/parameters` for a tool that has none).
     """
     form = CALL_FORMS[kind]
 
@@ -124,16 +126,47 @@ def _call_json(compiler: GrammarCompiler, tools: Sequence[ToolSpec], form: CallF
     """A call's JSON object in the library's grammar. Its keys stand in the order that the template has."""
     schemas = NormalizedSchemas(compiler.limits.schema)
     branches: list[Schema] = []
+    places = [(tool.place or f"tools/{index}/parameters", tool) for index, tool in enumerate(tools)]
+    for place, tool in places:
+        try:
+            arguments = schemas.add(_object_schema(tool.parameters, f"/{place}"), path=f"/{place}")
+        except UnsupportedSchemaError as error:
+            raise _of_tool(error, tool, place) from None
+        branches.append(_call_schema(tool.name, form.arguments_key, arguments))
     try:
-        for index, tool in enumerate(tools):
-            path = f"/tools/{index}/parameters"
-            arguments = schemas.add(_object_schema(tool.parameters, path), path=path)
-            branches.append(_call_schema(tool.name, form.arguments_key, arguments))
         root, definitions = checked(compiler, {"anyOf": branches}, schemas)
     except UnsupportedSchemaError as error:
-        error.field = "tools"
-        raise
+        for place, tool in places:
+            if len(places) == 1 or error.path == f"/{place}" or error.path.startswith(f"/{place}/"):
+                raise _of_tool(error, tool, place) from None
+        raise _of_all(error, places) from None
     return f"%json {json.dumps(styled(root, definitions))}"
+
+
+def _of_tool(error: UnsupportedSchemaError, tool: ToolSpec, place: str) -> UnsupportedSchemaError:
+    """The error, which is about a tool's schema, with its name and its place."""
+    path = error.path or f"/{place}"
+    message = str(error) if error.path else f"the schema at {path}: {error.reason}"
+    return UnsupportedSchemaError(
+        keyword=error.keyword, path=path, reason=error.reason, message=f"tool {_shown(tool)}: {message}", field=place
+    )
+
+
+def _of_all(error: UnsupportedSchemaError, places: Sequence[tuple[str, ToolSpec]]) -> UnsupportedSchemaError:
+    """The error, which is about the schemas of several tools together, with where these are."""
+    shown = ", ".join(f"{_shown(tool)} at /{place}" for place, tool in places[:_MAX_SHOWN_TOOLS])
+    more = ", …" if len(places) > _MAX_SHOWN_TOOLS else ""
+    return UnsupportedSchemaError(
+        keyword=error.keyword,
+        path="",
+        reason=error.reason,
+        message=f"the tools {shown}{more} together: {error.reason}",
+        field=places[0][0].split("/", 1)[0],
+    )
+
+
+def _shown(tool: ToolSpec) -> str:
+    return repr(tool.name if len(tool.name) <= _MAX_SHOWN_CHARS else f"{tool.name[:_MAX_SHOWN_CHARS]}…")
 
 
 def _object_schema(parameters: Any, path: str) -> Any:

@@ -76,4 +76,5 @@ def refuse(keyword: str, path: str, reason: str) -> NoReturn:
     subject = f"keyword {keyword!r}" if keyword else "the schema"
     shown = path if len(path) <= 200 else f"{path[:200]}…"
     where = f"at {shown}" if path else "at the top of the schema"
-    raise UnsupportedSchemaError(keyword=keyword, path=path, message=f"{subject} {where}: {reason}")
+    message = f"{subject} {where}: {reason}"
+    raise UnsupportedSchemaError(keyword=keyword, path=path, reason=reason, message=message)
