@@ -155,6 +155,24 @@ def test_an_error_names_the_tool_and_where_the_client_wrote_it(tools: list[ToolS
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("tool", "field", "what"),
+    [
+        (ToolSpec("a\x07"), "tools/0/name", "keyword 'name' at /tools/0"),
+        (ToolSpec("a\x07", "", {}, "tools/2/function/parameters"), "tools/2/function/name", "at /tools/2/function"),
+        (ToolSpec("a\x07", "", {}, "functions/1/code"), "functions/1/name", "keyword 'name' at /functions/1"),
+        (ToolSpec("x" * 10_001), "tools/0/name", "a string is longer than 10000 characters"),
+        (ToolSpec("f", "", {"properties": {"a\x07": {}}}), "tools/0/parameters", "keyword 'properties'"),
+        (ToolSpec("f", "", {"properties": {"a": {"const": "\x07"}}}), "tools/0/parameters", "keyword 'const'"),
+    ],
+)
+def test_names_that_no_grammar_can_write_are_refused(tool: ToolSpec, field: str, what: str) -> None:
+    with pytest.raises(UnsupportedSchemaError, match=r"^tool '") as caught:
+        forced_calls(byte_compiler(), [tool], kind="llama3", parallel=False)
+    assert caught.value.field == field
+    assert what in str(caught.value)
+
+
 # --- auto -------------------------------------------------------------------------------------------------------
 
 

@@ -129,6 +129,7 @@ def _call_json(compiler: GrammarCompiler, tools: Sequence[ToolSpec], form: CallF
     places = [(tool.place or f"tools/{index}/parameters", tool) for index, tool in enumerate(tools)]
     for place, tool in places:
         try:
+            schemas.costs.check_value(tool.name, "name", f"/{place.rpartition('/')[0]}")
             arguments = schemas.add(_object_schema(tool.parameters, f"/{place}"), path=f"/{place}")
         except UnsupportedSchemaError as error:
             raise _of_tool(error, tool, place) from None
@@ -144,7 +145,9 @@ def _call_json(compiler: GrammarCompiler, tools: Sequence[ToolSpec], form: CallF
 
 
 def _of_tool(error: UnsupportedSchemaError, tool: ToolSpec, place: str) -> UnsupportedSchemaError:
-    """The error, which is about a tool's schema, with its name and its place."""
+    """The error, which is about a tool's name or schema, with its name and its place."""
+    if error.keyword == "name":
+        place = f"{place.rpartition('/')[0]}/name"
     path = error.path or f"/{place}"
     message = str(error) if error.path else f"the schema at {path}: {error.reason}"
     return UnsupportedSchemaError(
