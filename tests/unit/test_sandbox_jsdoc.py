@@ -80,9 +80,18 @@ def test_names_and_heads(code: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["args => 1", "async args => 1", "function f(args) {}", "() => 1", "function f() {}", "(x) => x"]
+    "code",
+    [
+        *("args => 1", "async args => 1", "function f(args) {}", "(x) => x", "(...all) => 1", "({...rest}) => 1"),
+        *("1", "", "(() => ({city}) => city)()", "/** @param {object} o */ o => 1"),
+    ],
 )
 def test_without_documentation_or_destructuring_any_object_goes(code: str) -> None:
+    assert describe_function(code).parameters == {"type": "object"}
+
+
+@pytest.mark.parametrize("code", ["() => 1", "function f() {}", "async () => 1", "( /* none */ ) => 1", "({ }) => 1"])
+def test_a_function_without_parameters_takes_no_arguments(code: str) -> None:
     assert describe_function(code).parameters == {"type": "object", "properties": {}}
 
 

@@ -156,6 +156,24 @@ def test_an_error_names_the_tool_and_where_the_client_wrote_it(tools: list[ToolS
 
 
 @pytest.mark.parametrize(
+    ("parameters", "arguments", "is_valid"),
+    [
+        ({"type": "object", "properties": {}}, "{}", True),
+        ({"type": "object", "properties": {}}, '{"a": 1}', False),
+        ({"properties": {}}, '{"a": 1}', False),
+        ({"type": "object"}, '{"a": 1}', True),
+        ({"type": "object", "properties": {}, "additionalProperties": True}, '{"a": 1}', True),
+        ({"type": "object", "properties": {}, "required": ["a"]}, '{"a": 1}', True),
+        ({"type": "object", "properties": {}, "anyOf": [{"required": ["a"]}]}, '{"a": 1}', True),
+        ({"properties": {"a": {"type": "object", "properties": {}}}}, '{"a": {"b": 1}}', True),
+    ],
+)
+def test_empty_properties_mean_no_arguments(parameters: dict[str, Any], arguments: str, is_valid: bool) -> None:
+    grammar = forced_calls(byte_compiler(), [ToolSpec("f", "", parameters)], kind="llama3", parallel=False)
+    assert accepts(grammar, f'{{"name": "f", "parameters": {arguments}}}') is is_valid
+
+
+@pytest.mark.parametrize(
     ("tool", "field", "what"),
     [
         (ToolSpec("a\x07"), "tools/0/name", "keyword 'name' at /tools/0"),

@@ -58,7 +58,8 @@ def describe_function(code: str, name: str = "") -> ToolSpec:
         InvalidRequestError: for a JSDoc comment or a parameter that is too long to read; its field is "code".
     """
     comment, rest = _leading_comment(code[:_MAX_SOURCE_CHARS])
-    own_name, argument = _head(rest)
+    own_name, found = _head(rest)
+    argument = found or ""
     _check_length("JSDoc comment", comment)
     _check_length("first parameter", argument)
     description, documented = _read_jsdoc(comment, argument.strip())
@@ -70,11 +71,19 @@ def describe_function(code: str, name: str = "") -> ToolSpec:
             parameters[key].is_required = False
             if "default" in parameter.schema:
                 parameters[key].schema.setdefault("default", parameter.schema["default"])
-    schema: Schema = {"type": "object", "properties": {key: p.schema for key, p in parameters.items()}}
+    schema: Schema = {"type": "object"}
+    if parameters or (found is not None and _takes_nothing(found)):
+        schema["properties"] = {key: p.schema for key, p in parameters.items()}
     required = [key for key, p in parameters.items() if p.is_required]
     if required:
         schema["required"] = required
     return ToolSpec(name or own_name, description, schema)
+
+
+def _takes_nothing(argument: str) -> bool:
+    """True for `()` and `({})`. A plain name, and `{...rest}`, may be given anything."""
+    text = _strip_comments(argument)
+    return not text or (text.startswith("{") and not _strip_comments(_until(text, 1, "}")))
 
 
 def _check_length(what: str, text: str) -> None:
@@ -100,8 +109,8 @@ def _leading_comment(code: str) -> tuple[str, str]:
     return comment, code[position:]
 
 
-def _head(code: str) -> tuple[str, str]:
-    """(name or "", source of the first parameter or "")."""
+def _head(code: str) -> tuple[str, str | None]:
+    """(name or "", source of the first parameter or "" if there is none); None for what is not understood."""
     if match := _EXPORT.match(code):
         code = code[match.end() :]
     match = _NAMED.match(code)
@@ -117,9 +126,12 @@ def _head(code: str) -> tuple[str, str]:
         # An arrow function: the greedy run of brackets took the parameter list's own.
         bracket = code.find("(", 0, head.end())
         if bracket < 0:
-            return variable or head.group("name") or "", ""
+            return variable or head.group("name") or "", None
         begin = code.rfind("(", 0, head.end()) + 1
-    return variable or head.group("name") or "", _until(code[: begin + MAX_DESCRIBING_CHARS + 1], begin, ",)")
+    argument = _until(code[: begin + MAX_DESCRIBING_CHARS + 1], begin, ",)")
+    # In brackets may stand a call, whose result is the function: `(() => ({city}) => city)()`.
+    is_wrapped = "(" in code[: begin - 1]
+    return variable or head.group("name") or "", None if is_wrapped and not argument.strip() else argument
 
 
 def _until(text: str, begin: int, ends: str) -> str:

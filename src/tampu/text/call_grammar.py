@@ -172,16 +172,26 @@ def _shown(tool: ToolSpec) -> str:
     return repr(tool.name if len(tool.name) <= _MAX_SHOWN_CHARS else f"{tool.name[:_MAX_SHOWN_CHARS]}…")
 
 
+# Arguments whose schema has empty `properties` and none of these are none at all.
+_ALLOWING_ARGUMENTS = frozenset(
+    {"additionalProperties", "unevaluatedProperties", "patternProperties", "required", "minProperties"}
+    | {"allOf", "anyOf", "oneOf", "$ref"},
+)
+
+
 def _object_schema(parameters: Any, path: str) -> Any:
     """Arguments are an object, whatever the schema leaves out. Raises UnsupportedSchemaError when it says otherwise."""
     if not parameters:
         return {"type": "object", "additionalProperties": False}
-    if not isinstance(parameters, dict) or "type" not in parameters:
-        return {**parameters, "type": "object"} if isinstance(parameters, dict) else parameters
-    declared = parameters["type"]
+    if not isinstance(parameters, dict):
+        return parameters
+    declared = parameters.get("type", "object")
     if declared != "object" and not (isinstance(declared, list) and "object" in declared):
         refuse("type", path, "the parameters of a tool are an object")
-    return {**parameters, "type": "object"}
+    schema = {**parameters, "type": "object"}
+    if schema.get("properties") == {} and _ALLOWING_ARGUMENTS.isdisjoint(schema):
+        schema["additionalProperties"] = False
+    return schema
 
 
 def _call_schema(name: str, arguments_key: str, arguments: Schema) -> Schema:
