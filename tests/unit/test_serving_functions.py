@@ -196,3 +196,17 @@ async def test_a_function_too_long_to_describe_is_named() -> None:
         "'functions/1/code': the comment is too long",
         "Shorten it.",
     )
+
+
+async def test_a_call_that_was_closed_early_shows_in_the_end() -> None:
+    def cut_then_text(seen: GenerateRequest) -> list[Event]:
+        said = once_then_text(seen)
+        return said if isinstance(said[-2], TextDelta) else [*said[:-1], finished(FinishReason.LENGTH)]
+
+    rounds = FunctionRounds(FakeGenerator(cut_then_text), FakeSandbox())
+    (answer,) = await rounds.complete(request())
+    assert answer.finish_reason is FinishReason.LENGTH
+    assert len(answer.functions_run) == 1
+    *_, last = [event async for event in rounds.stream(request())]
+    assert isinstance(last, Finished)
+    assert last.finish_reason is FinishReason.LENGTH

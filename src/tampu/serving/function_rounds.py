@@ -102,7 +102,7 @@ class FunctionRounds:
         history = request.messages or (Message("user", request.prompt or ""),)
         functions_run: list[tuple[ToolCall, str]] = []
         usage = Usage()
-        has_spoken = False
+        has_spoken = is_cut = False
         for number in range(MAX_ROUNDS + 1):
             is_last = number == MAX_ROUNDS
             choice = request.tool_choice if number == 0 else _choice_after_results(request.tool_choice)
@@ -126,6 +126,7 @@ class FunctionRounds:
             has_spoken = has_spoken or bool(done.texts)
             assert done.finished is not None, "a stream ends with Finished"
             usage += done.finished.usage
+            is_cut = is_cut or done.finished.finish_reason is FinishReason.LENGTH
             for_client = [call for call in done.calls if call.name not in code_by_name]
             mine = [call for call in done.calls if call.name in code_by_name]
             results = [
@@ -133,7 +134,7 @@ class FunctionRounds:
             ]
             functions_run += results
             if not mine or for_client:
-                for event in _last_events(done, for_client, usage, tuple(functions_run)):
+                for event in _last_events(done, for_client, usage, tuple(functions_run), is_cut=is_cut):
                     yield event
                 return
             turns = (Message("tool", result, name=call.name, tool_call_id=call.call_id) for call, result in results)
@@ -175,13 +176,20 @@ def _choice_after_results(choice: ToolChoice) -> ToolChoice:
 
 
 def _last_events(
-    done: _Round, for_client: list[ToolCall], usage: Usage, functions_run: tuple[tuple[ToolCall, str], ...]
+    done: _Round,
+    for_client: list[ToolCall],
+    usage: Usage,
+    functions_run: tuple[tuple[ToolCall, str], ...],
+    *,
+    is_cut: bool,
 ) -> list[Event]:
-    """The events of the round that ends the generation."""
+    """The events of the round that ends the generation. `is_cut`: `max_tokens` cut something in any of the rounds."""
     assert done.finished is not None
     events: list[Event] = [delta for index, call in enumerate(for_client) for delta in whole_call(call, index)]
     reason = done.finished.finish_reason
     if reason is FinishReason.TOOL_CALLS and not for_client:
         reason = FinishReason.STOP
+    if is_cut and reason in (FinishReason.STOP, FinishReason.TOOL_CALLS):
+        reason = FinishReason.LENGTH
     events.append(replace(done.finished, finish_reason=reason, usage=usage, functions_run=functions_run))
     return events
