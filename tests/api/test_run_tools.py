@@ -327,6 +327,20 @@ async def test_functions_run_here_and_tools_come_back(server: Server) -> None:
     assert len([frame for frame in streamed if frame["response"]]) > 3  # as it comes
 
 
+async def test_json_cut_after_a_function_ran_names_the_limit_of_the_round(server: Server) -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
+    server.say = lambda request: call if len(server.requests) == 1 else '{"free": "' + "x" * 500
+    services = replace(server.services, generator=FunctionRounds(server.generator, Adder()))
+    transport = httpx.ASGITransport(create_app(services, ServerConfig()))
+    json_mode = {"response_format": {"type": "json_object"}, "max_tokens": 100}
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        response = await ask(client, functions=[{"name": "add", "code": "({a, b}) => a + b"}], **json_mode)
+    assert len(server.requests) == 2
+    error = response.json()["errors"][0]
+    assert error["code"] == 5024
+    assert error["message"].endswith("The answer was cut off after 100 tokens: raise max_tokens.")
+
+
 async def test_a_function_runs_in_the_real_sandbox(server: Server) -> None:
     call = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
     server.say = lambda request: call if len(server.requests) == 1 else "done"

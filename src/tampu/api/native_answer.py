@@ -68,7 +68,7 @@ def result_body(answer: Answer, request: GenerateRequest, config: ServerConfig) 
     calls = [flat_call(call) for call in answer.tool_calls]
     response = answer.text + "".join(call.text for call in answer.unfinished_calls)
     if is_json_mode and not calls:
-        response = parsed_json(answer)
+        response = parsed_json(answer, request)
     elif calls and not answer.text and config.has_null_response_with_tool_calls:
         response = None
     body: dict[str, Any] = {"response": response}
@@ -79,13 +79,13 @@ def result_body(answer: Answer, request: GenerateRequest, config: ServerConfig) 
     return body
 
 
-def parsed_json(answer: Answer) -> Any:
+def parsed_json(answer: Answer, request: GenerateRequest) -> Any:
     """The JSON value of an answer in JSON mode."""
     try:
         return orjson.loads(answer.text)
     except orjson.JSONDecodeError:
-        hint = (
-            f"The answer was cut off after {answer.usage.completion_tokens} tokens: raise max_tokens."
+        hint = (  # not the usage: that counts all rounds of functions, and the limit holds for each
+            f"The answer was cut off after {request.sampling.max_tokens} tokens: raise max_tokens."
             if answer.finish_reason is FinishReason.LENGTH
             else f"The stop string {answer.stop_match!r} ended it before the JSON was complete: leave it out of 'stop'."
             if answer.stop_match
