@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tampu.core.chat import Message, ToolCall, ToolSpec
-from tampu.core.errors import InvalidRequestError
+from tampu.core.errors import ContextLengthError, InvalidRequestError
 from tampu.core.output import FinishReason, Usage
 from tampu.core.sampling_params import SamplingParams
 from tampu.serving.answers import Answer, fold
@@ -210,3 +210,48 @@ async def test_a_call_that_was_closed_early_shows_in_the_end() -> None:
     *_, last = [event async for event in rounds.stream(request())]
     assert isinstance(last, Finished)
     assert last.finish_reason is FinishReason.LENGTH
+
+
+class WideSandbox(FakeSandbox):
+    """Returns as many letters as its argument says."""
+
+    async def call(self, code: str, arguments: Mapping[str, Any], name: str = "") -> str:
+        return json.dumps("x" * arguments["a"])
+
+
+def bounded(limit: int, *lengths: int) -> FakeGenerator:
+    """Calls `add` once for each length, then repeats the results; a prompt of more letters than `limit` is too long."""
+
+    def play(seen: GenerateRequest) -> list[Event]:
+        results = [message.content for message in seen.messages or () if message.role == "tool"]
+        if (num_tokens := sum(map(len, results))) > limit:
+            raise ContextLengthError(num_prompt_tokens=num_tokens, max_tokens=10, max_model_len=limit + 10)
+        if results:
+            return [TextDelta(" ".join(results)), finished(FinishReason.STOP)]
+        calls = [delta for index, length in enumerate(lengths) for delta in call("add", index, a=length)]
+        return [*calls, finished(FinishReason.TOOL_CALLS)]
+
+    return FakeGenerator(play)
+
+
+async def test_a_result_too_long_for_the_context_is_an_error_the_model_sees() -> None:
+    (answer,) = await FunctionRounds(bounded(300, 500, 100), WideSandbox()).complete(request())
+    told = "The result is too long: 502 characters, 304 tokens more than fit. Return less."
+    assert answer.text == f'{{"error": "{told}"}} "{"x" * 100}"'
+    assert answer.finish_reason is FinishReason.STOP
+
+
+async def test_where_not_even_that_fits_the_error_is_about_the_functions() -> None:
+    with pytest.raises(ContextLengthError) as caught:
+        await FunctionRounds(bounded(50, 500), WideSandbox()).complete(request())
+    assert caught.value.field == "functions"
+    assert caught.value.hint.startswith("With the calls and results of the functions the prompt has ")
+
+
+async def test_a_prompt_too_long_from_the_start_is_the_clients() -> None:
+    def refuse(seen: GenerateRequest) -> list[Event]:
+        raise ContextLengthError(num_prompt_tokens=9, max_tokens=1, max_model_len=5)
+
+    with pytest.raises(ContextLengthError) as caught:
+        await FunctionRounds(FakeGenerator(refuse), FakeSandbox()).complete(request())
+    assert caught.value.field == "prompt"

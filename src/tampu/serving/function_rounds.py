@@ -7,13 +7,14 @@ client are never run here: a round that calls one ends the generation with that 
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from tampu.core.chat import Message, ToolCall, ToolSpec
-from tampu.core.errors import InvalidRequestError
+from tampu.core.errors import ContextLengthError, InvalidRequestError
 from tampu.core.output import FinishReason, Usage
 from tampu.serving.answers import Answer, fold
 from tampu.serving.events import Event, Finished, TextDelta, ToolCallDelta, whole_call
@@ -115,16 +116,23 @@ class FunctionRounds:
                 tool_choice=ToolChoice("none") if is_last else choice,
             )
             done = _Round()
-            async with aclosing(self._generator.stream(current)) as events:
-                async for event in events:
-                    passed_on = done.take(event)
-                    if passed_on is None:
-                        continue
-                    if has_spoken and len(done.texts) == 1:
-                        yield TextDelta(_BETWEEN_ROUNDS)
-                    yield passed_on
+            while done.finished is None:
+                try:
+                    async with aclosing(self._generator.stream(current)) as events:
+                        async for event in events:
+                            passed_on = done.take(event)
+                            if passed_on is None:
+                                continue
+                            if has_spoken and len(done.texts) == 1:
+                                yield TextDelta(_BETWEEN_ROUNDS)
+                            yield passed_on
+                    assert done.finished is not None, "a stream ends with Finished"
+                except ContextLengthError as error:  # comes before any event
+                    if number == 0:
+                        raise
+                    history = _shortened(history, error)
+                    current = replace(current, messages=history)
             has_spoken = has_spoken or bool(done.texts)
-            assert done.finished is not None, "a stream ends with Finished"
             usage += done.finished.usage
             is_cut = is_cut or done.finished.finish_reason is FinishReason.LENGTH
             for_client = [call for call in done.calls if call.name not in code_by_name]
@@ -173,6 +181,28 @@ class FunctionRounds:
 def _choice_after_results(choice: ToolChoice) -> ToolChoice:
     """A demanded call was made; from then on the model decides, or no answer would ever come."""
     return choice if choice.mode == "none" else ToolChoice()
+
+
+def _shortened(history: tuple[Message, ...], error: ContextLengthError) -> tuple[Message, ...]:
+    """The conversation with the longest result of the last round replaced by an error that the model can read.
+
+    Raises:
+        ContextLengthError: the same, about the functions, when no result is left that is worth replacing.
+    """
+    last_call = max(index for index, message in enumerate(history) if message.role == "assistant")
+    longest = max(range(last_call + 1, len(history)), key=lambda index: len(history[index].content))
+    turn = history[longest]
+    num_missing = error.num_prompt_tokens + error.max_tokens - error.max_model_len
+    told = f"The result is too long: {len(turn.content)} characters, {num_missing} tokens more than fit. Return less."
+    content = json.dumps({"error": told})
+    if len(content) >= len(turn.content):
+        error.field = "functions"
+        error.hint = (
+            f"With the calls and results of the functions the prompt has {error.num_prompt_tokens} tokens, and "
+            f"max_tokens is {error.max_tokens}: let the functions return less, or lower max_tokens."
+        )
+        raise error
+    return (*history[:longest], replace(turn, content=content), *history[longest + 1 :])
 
 
 def _last_events(
