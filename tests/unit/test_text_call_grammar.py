@@ -173,6 +173,25 @@ def test_empty_properties_mean_no_arguments(parameters: dict[str, Any], argument
     assert accepts(grammar, f'{{"name": "f", "parameters": {arguments}}}') is is_valid
 
 
+@pytest.mark.parametrize("has_branches", [False, True])
+def test_arguments_may_be_as_deep_as_any_schema(has_branches: bool) -> None:
+    parameters: dict[str, Any] = {"type": "integer"}
+    value = "7"
+    for level in range(63):
+        if has_branches and level % 2:
+            parameters = {"anyOf": [parameters, {"type": "null"}]}
+        else:
+            parameters = {"type": "object", "properties": {"a": parameters}, "required": ["a"]}
+            value = f'{{"a": {value}}}'
+    compiler = byte_compiler()
+    calls = forced_calls(compiler, [ToolSpec("f", "", parameters)], kind="llama3", parallel=False)
+    assert accepts(calls, f'{{"name": "f", "parameters": {value}}}')
+    assert not accepts(calls, f'{{"name": "f", "parameters": {value.replace("7", "true")}}}')
+    assert accepts(compiler.json_schema(parameters), value)
+    with pytest.raises(UnsupportedSchemaError, match="nested more than 64 deep"):
+        compiler.json_schema({"items": {"items": parameters}})
+
+
 @pytest.mark.parametrize(
     ("tool", "field", "what"),
     [

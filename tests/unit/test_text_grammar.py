@@ -193,6 +193,16 @@ def test_hostile_schemas_are_refused(name: str) -> None:
         byte_compiler().json_schema(HOSTILE[name])
 
 
+def test_too_many_branches_within_branches_are_refused_in_our_words() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(63):
+        schema = {"anyOf": [schema, {"type": "null"}]}
+    with pytest.raises(
+        UnsupportedSchemaError, match=r"branches within branches are nested too deeply; move .* '\$defs'"
+    ):
+        byte_compiler().json_schema(schema)
+
+
 @pytest.mark.parametrize(
     "schema",
     [

@@ -363,6 +363,8 @@ def _locate(compiler: GrammarCompiler, schemas: NormalizedSchemas, message: str)
 
 def _refuse_message(message: str, node: dict[str, Any], path: str) -> None:
     """Refuse with the keyword that a message of the library is about, in our words where they help more."""
+    if "recursion limit" in message:  # what is not a branch is taken apart before (`NormalizedSchemas`)
+        refuse("", path, "branches within branches are nested too deeply; move the inner ones into '$defs'")
     for part, keyword, reason in _MESSAGES:
         if part in message and (not node or keyword in node):
             refuse(keyword, path, reason or first_line(message))

@@ -30,6 +30,8 @@ _IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref")
 _INTEGER_LIMIT = 2**53 - 1  # beyond it, readers in JavaScript lose digits
 _NUMBER_LIMIT = 1e15
 _MAX_COUNT = 2**31 - 1
+# The library reads JSON of at most 128 levels, and a schema takes up to two of them: so much depth stays in one piece.
+_DEPTH_IN_ONE_PIECE = 20
 
 
 class NormalizedSchemas:
@@ -100,6 +102,7 @@ class _Reader:
         self._document = document
         self._path = path
         self._depth = 0
+        self._piece_depth = 0  # where what is in one piece begins
         self._has_inner_id = False
         self._names: dict[str, str] = {}  # JSON pointer -> name in the owner's definitions
         self._unread: list[tuple[str, str, str]] = []  # pointer, name, where it was referred to
@@ -110,9 +113,13 @@ class _Reader:
             pointer, name, path = self._unread.pop()
             self._owner.definitions[name] = self.node(self._resolve(pointer, path), f"{self._path}{pointer}")
 
-    def node(self, schema: Any, path: str) -> Schema:
-        """One schema in our dialect."""
+    def node(self, schema: Any, path: str, *, is_branch: bool = False) -> Schema:
+        """One schema in our dialect; from some depth on, a reference to it, but not in place of a branch."""
         self._costs.count("", path, nodes=1)
+        piece_depth = self._piece_depth
+        is_piece = not is_branch and self._depth - piece_depth >= _DEPTH_IN_ONE_PIECE
+        if is_piece:
+            self._piece_depth = self._depth
         self._depth += 1
         if self._depth > self._costs.limits.max_depth:
             refuse("", path, f"schemas are nested more than {self._costs.limits.max_depth} deep")
@@ -120,8 +127,13 @@ class _Reader:
             refuse("", path, "a schema is an object, true or false")
         result = schema if isinstance(schema, bool) else self._object_node(schema, path)
         self._depth -= 1
+        self._piece_depth = piece_depth
         self._owner.paths.append((path, result))
-        return result
+        if not is_piece or isinstance(result, bool):
+            return result
+        name = f"d{len(self._owner.definitions)}"
+        self._owner.definitions[name] = result
+        return {"$ref": f"#/$defs/{name}"}
 
     def _object_node(self, schema: dict[str, Any], path: str) -> Schema:
         out: dict[str, Any] = {}
@@ -301,7 +313,7 @@ class _Reader:
         """allOf, anyOf, oneOf."""
         if not isinstance(value, list) or not value:
             refuse(keyword, path, "must be a list that is not empty")
-        read = [self.node(inner, f"{path}/{keyword}/{i}") for i, inner in enumerate(value)]
+        read = [self.node(inner, f"{path}/{keyword}/{i}", is_branch=True) for i, inner in enumerate(value)]
         out[keyword] = out.get(keyword, []) + read  # a second pattern may have put one there
 
     def negation(self, schema: Any, keyword: str, value: Any, path: str, out: dict[str, Any]) -> None:
