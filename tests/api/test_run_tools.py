@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -268,6 +269,34 @@ async def test_schemas_we_cannot_honour_are_refused_by_keyword_and_path(client: 
     demanded = await ask(client, tools=[odd_tool], tool_choice="required")
     assert demanded.status_code == 400
     assert (await ask(client, tools=[odd_tool])).status_code == 200
+
+
+COSTLY = {"type": "object", "properties": {"x": {"type": "string", "pattern": "^(?:.*a.{300})+$"}}, "required": ["x"]}
+LETTERS = "".join(random.Random(1).choices("ab", k=1200))  # in which no state of the pattern comes twice
+
+
+async def test_a_call_that_cannot_go_on_is_named(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: '<tool_call>\n{"name": "weather", "arguments": {"x": "' + LETTERS
+    tools = [{**FLAT, "parameters": COSTLY}, NESTED]
+    for choice, call in (("required", "the demanded call"), ("auto", "a call")):
+        response = await ask(client, tools=tools, tool_choice=choice, max_tokens=2000)
+        assert response.status_code == 400
+        error = response.json()["errors"][0]
+        assert error["code"] == 5006
+        assert f"{call} of 'weather', 'clock' could not be continued: no token is allowed next" in error["message"]
+        assert error["message"].endswith("simplify it.")
+        assert "JSON Mode" not in error["message"]
+
+
+async def test_json_that_cannot_go_on_is_an_error_of_json_mode(server: Server, client: httpx.AsyncClient) -> None:
+    server.say = lambda request: '{"x": "' + LETTERS
+    json_mode = {"type": "json_schema", "json_schema": COSTLY}
+    error = (await ask(client, response_format=json_mode, max_tokens=2000)).json()["errors"][0]
+    assert error["code"] == 5024
+    assert error["message"].startswith(
+        "AiError: JSON Mode couldn't be met. The answer could not be continued: no token"
+    )
+    assert error["message"].endswith("simplify it.")
 
 
 async def test_a_schema_error_counts_tools_that_were_left_out(client: httpx.AsyncClient) -> None:

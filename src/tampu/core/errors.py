@@ -79,7 +79,7 @@ class AdapterError(TampuError):
 
 
 class JsonModeError(TampuError):
-    """The constrained answer could not be completed."""
+    """The constrained answer could not be completed. The scheduler gives the reason only; serving says of what."""
 
 
 class OverloadedError(TampuError):

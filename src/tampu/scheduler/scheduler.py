@@ -366,10 +366,10 @@ def _run_of(state: RequestState, num_tokens: int) -> ScheduledRequest:
 def _constraint_error(error: Exception) -> TampuError:
     if isinstance(error, TampuError):
         return error
-    return JsonModeError(f"The constrained answer could not be continued: {error}")
+    return JsonModeError(str(error))
 
 
 def _no_token_error(request: Request) -> TampuError:
     if request.constraint is not None:
-        return JsonModeError("The constrained answer could not be continued: no token is allowed next.")
+        return JsonModeError("no token is allowed next")
     return TampuError("The model returned no finite probabilities for this request.")

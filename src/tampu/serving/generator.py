@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from tampu.core.chat import ToolCall, ToolSpec
-from tampu.core.errors import ContextLengthError, InvalidRequestError, RequestAbortedError, TampuError
+from tampu.core.errors import ContextLengthError, InvalidRequestError, JsonModeError, RequestAbortedError, TampuError
 from tampu.core.output import FinishReason, RequestOutput
 from tampu.core.request import Request
 from tampu.serving.answers import Answer, fold
@@ -26,6 +26,7 @@ from tampu.serving.requests import GenerateRequest, callable_tools
 
 # A prompt of this many characters is tokenised in well under a millisecond; longer ones leave the event loop.
 _INLINE_PROMPT_CHARS = 2_000
+_MAX_SHOWN_TOOLS, _MAX_SHOWN_CHARS = 8, 80  # in an error
 
 
 def derive_seed(seed: int, index: int) -> int:
@@ -105,7 +106,7 @@ class Generator:
                         continue
                     clock.tick(output)
                     last: Event | None = None
-                    for last in running[output.request_id].take(_unless_aborted(output)):
+                    for last in running[output.request_id].take(_told(output, request)):
                         yield last
                     if isinstance(last, Finished):
                         self._close(running.pop(output.request_id), is_done=output.finish_reason is not None)
@@ -214,11 +215,35 @@ class _Clock:
         self._metrics.observe_finished(reason, time.perf_counter() - self._arrival_s)
 
 
-def _unless_aborted(output: RequestOutput) -> RequestOutput:
-    """An abort that the client did not ask for (drain, shutdown) is an error to the client."""
+def _told(output: RequestOutput, request: GenerateRequest) -> RequestOutput:
+    """The output with errors in the client's terms. An abort that it did not ask for (drain, shutdown) is one."""
+    if isinstance(output.error, JsonModeError):
+        return replace(output, error=_stuck(str(output.error), request))
     if output.finish_reason is FinishReason.ABORT:
         return replace(output, error=RequestAbortedError("the request was aborted because the server is shutting down"))
     return output
+
+
+def _stuck(reason: str, request: GenerateRequest) -> TampuError:
+    """What a constraint that allows nothing any more means: JSON mode, or a call to a tool, that cannot go on."""
+    tools = callable_tools(request)
+    if not tools:
+        return JsonModeError(
+            f"The answer could not be continued: {reason}. A pattern of the schema may cost too much to follow, or "
+            "contradict another: simplify it."
+        )
+    shown = ", ".join(repr(tool.name[:_MAX_SHOWN_CHARS]) for tool in tools[:_MAX_SHOWN_TOOLS])
+    more = ", …" if len(tools) > _MAX_SHOWN_TOOLS else ""
+    is_demanded = request.tool_choice.mode in ("required", "named")
+    what = (
+        "the demanded call" if is_demanded else "the JSON answer, or the call," if request.response_format else "a call"
+    )
+    place = tools[0].place or "tools"
+    return InvalidRequestError(
+        place if len(tools) == 1 else place.split("/", 1)[0],
+        f"{what} of {shown}{more} could not be continued: {reason}",
+        hint="A pattern in the parameters may cost too much to follow, or contradict another: simplify it.",
+    )
 
 
 def _check_token_ids(request: GenerateRequest, vocab_size: int) -> None:
