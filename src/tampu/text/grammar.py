@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -340,15 +340,19 @@ def checked(compiler: GrammarCompiler, root: Schema, schemas: NormalizedSchemas)
     if root is False:
         refuse("", "", "no value satisfies the schema")
     matcher = compiler.matcher(json_grammar(root, definitions))
-    if matcher.is_error():
-        _locate(compiler, schemas, matcher.get_error())
+    if matcher.is_error():  # a least number of properties can be counted only in objects that have no others
+        counted = closed(root, definitions, counted_only=True)
+        if counted is None or compiler.matcher(json_grammar(*counted)).is_error():
+            _locate(compiler, schemas, matcher.get_error())
+        else:
+            root, definitions = counted
     narrowed = closed(root, definitions)
     if narrowed is not None and not compiler.matcher(json_grammar(*narrowed)).is_error():
         return narrowed
     return root, definitions
 
 
-def _locate(compiler: GrammarCompiler, schemas: NormalizedSchemas, message: str) -> None:
+def _locate(compiler: GrammarCompiler, schemas: NormalizedSchemas, message: str) -> NoReturn:
     """Refuse with the innermost schema that does not compile on its own."""
     deadline = time.monotonic() + _LOCATING_SECONDS
     for path, node in schemas.paths:
@@ -361,7 +365,7 @@ def _locate(compiler: GrammarCompiler, schemas: NormalizedSchemas, message: str)
     _refuse_message(message, {}, "")
 
 
-def _refuse_message(message: str, node: dict[str, Any], path: str) -> None:
+def _refuse_message(message: str, node: dict[str, Any], path: str) -> NoReturn:
     """Refuse with the keyword that a message of the library is about, in our words where they help more."""
     if "recursion limit" in message:  # what is not a branch is taken apart before (`NormalizedSchemas`)
         refuse("", path, "branches within branches are nested too deeply; move the inner ones into '$defs'")
@@ -374,8 +378,13 @@ def _refuse_message(message: str, node: dict[str, Any], path: str) -> None:
 _MESSAGES = (
     ("oneOf", "oneOf", "its branches cannot be shown to exclude each other; give each its own 'const', or use 'anyOf'"),
     ("patternProperty", "patternProperties", "patterns that may match the same name cannot be enforced"),
-    ("maxProperties", "maxProperties", "cannot be enforced beside properties that are not required"),
-    ("maxProperties", "minProperties", "cannot be enforced beside properties that are not required"),
+    ("maxProperties", "maxProperties", "cannot be enforced beside properties that are not required; require them"),
+    (
+        "maxProperties",
+        "minProperties",
+        "cannot be enforced beside properties that are not required and unlisted ones; require some, or set "
+        "'additionalProperties' to false",
+    ),
     ("multipleOf", "multipleOf", ""),
     ("minLength", "minLength", ""),
     ("minItems", "minItems", ""),

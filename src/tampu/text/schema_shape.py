@@ -75,15 +75,20 @@ def _has_finite_object(node: dict[str, Any], finite: set[str]) -> bool:
     return all(_is_finite(properties.get(name, other), finite) for name in node.get("required", ()))
 
 
-def closed(root: Schema, definitions: Mapping[str, Schema]) -> tuple[Schema, dict[str, Schema]] | None:
+def closed(
+    root: Schema, definitions: Mapping[str, Schema], *, counted_only: bool = False
+) -> tuple[Schema, dict[str, Schema]] | None:
     """The same schemas without unlisted properties, or None where that could change more than it should.
 
     An object that lists its properties and is silent about others gets no others. Only valid values remain, so this
     narrows; it is left alone where schemas are put together of parts (`allOf`, references with siblings), since the
     parts would shut each other out. `oneOf` becomes `anyOf`: the caller has made sure its branches exclude each other,
-    and narrowed branches still do.
+    and narrowed branches still do. With `counted_only`, it closes just the objects that have `minProperties`, and needs
+    no such caller: it leaves schemas with `oneOf` alone.
     """
     everything = [root, *definitions.values()]
+    if counted_only and any("oneOf" in node for node in _all_nodes(everything)):
+        return None
     if any("allOf" in node or ("$ref" in node and len(node) > 1) for node in _all_nodes(everything)):
         return None
 
@@ -100,7 +105,8 @@ def closed(root: Schema, definitions: Mapping[str, Schema]) -> tuple[Schema, dic
                 ]
             else:
                 out[keyword] = _mapped_value(keyword, value, shut)
-        if may_shut and not has_branches and _lists_all(node):
+        is_meant = "minProperties" in node or not counted_only
+        if is_meant and may_shut and not has_branches and _lists_all(node):
             out["additionalProperties"] = False
         return out
 
@@ -113,7 +119,6 @@ def _lists_all(node: dict[str, Any]) -> bool:
         properties
         and "additionalProperties" not in node
         and "patternProperties" not in node
-        and "minProperties" not in node
         and set(node.get("required", ())) <= set(properties)
     )
 
