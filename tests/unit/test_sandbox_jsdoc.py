@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tampu.core.chat import ToolSpec
 from tampu.core.errors import InvalidRequestError
 from tampu.sandbox import jsdoc
 from tampu.sandbox.jsdoc import MAX_DESCRIBING_CHARS, describe_function
@@ -93,6 +94,32 @@ def test_without_documentation_or_destructuring_any_object_goes(code: str) -> No
 @pytest.mark.parametrize("code", ["() => 1", "function f() {}", "async () => 1", "( /* none */ ) => 1", "({ }) => 1"])
 def test_a_function_without_parameters_takes_no_arguments(code: str) -> None:
     assert describe_function(code).parameters == {"type": "object", "properties": {}}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "const helper=(z)=>z;\n/** Gets weather.\n * @param {{city: string}} o */\n"
+        "function f({city}){return helper(city)}",
+        "/** Helps.\n * @param {number} z */\nfunction helper({z}) { return z }\n// the one\n/** Gets weather.\n"
+        " * @param {string} args.city */\nconst f = async (args) => helper(args.city)",
+        'const LIMIT = 5, s = "function f(";\n/** Gets weather.\n * @param {{city: string}} o */\nfunction only(o) {}',
+        "const a = {f: 1};\n/** Helps. */\nlet help = x => x;\n/** Gets weather.\n * @param {{city: string}} o */\n"
+        "var last = function (o) { function f({b}) {} }",
+        "/** Gets weather.\n * @param {{city: string}} o */\nconst f = (o) => { const x = 1; function y(b) {} };",
+        "const h = s => s.replace(/[(]/g, '');\n/** Gets weather.\n * @param {{city: string}} o */\nfunction f(o) {}",
+        "/** Gets weather.\n * @param {{city: string}} o */\n(o) => { const f = 1; return f }",
+    ],
+)
+def test_the_function_that_runs_is_described(code: str) -> None:
+    tool = describe_function(code, "f")
+    assert tool.description == "Gets weather."
+    assert tool.parameters == {"type": "object", "properties": {"city": STRING}, "required": ["city"]}
+
+
+@pytest.mark.parametrize("code", ["function a({x}) {}\nfunction b({y}) {}", "const n = 1;\n({x}) => x"])
+def test_where_it_cannot_be_told_which_runs_any_object_goes(code: str) -> None:
+    assert describe_function(code, "f") == ToolSpec("f", "", {"type": "object"})
 
 
 def test_destructuring_with_defaults() -> None:

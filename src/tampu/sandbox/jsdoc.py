@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from tampu.core.chat import ToolSpec
@@ -17,6 +18,7 @@ from tampu.core.errors import InvalidRequestError
 MAX_DESCRIBING_CHARS = 8_000  # of the JSDoc comment, and of the first parameter
 _MAX_SOURCE_CHARS = 1 << 16  # what is written further on describes nothing
 _MAX_TYPE_DEPTH = 8
+_MAX_PIECES = 20_000  # strings, comments, brackets and declarations among which the function is looked for
 _COMMENT = re.compile(r"\s*(?://[^\n]*(?:\n|$)|/\*(?P<block>[\s\S]*?)\*/)")
 _EXPORT = re.compile(r"\s*export\s+(?:default\s+)?")
 _NAMED = re.compile(r"\s*(?:(?:const|let|var)\s+(?P<variable>[A-Za-z_$][\w$]*)\s*=\s*)?")
@@ -57,7 +59,7 @@ def describe_function(code: str, name: str = "") -> ToolSpec:
     Raises:
         InvalidRequestError: for a JSDoc comment or a parameter that is too long to read; its field is "code".
     """
-    comment, rest = _leading_comment(code[:_MAX_SOURCE_CHARS])
+    comment, rest = _leading_comment(_from_what_runs(code[:_MAX_SOURCE_CHARS], name))
     own_name, found = _head(rest)
     argument = found or ""
     _check_length("JSDoc comment", comment)
@@ -93,6 +95,73 @@ def _check_length(what: str, text: str) -> None:
             f"the function's {what} is longer than {MAX_DESCRIBING_CHARS} characters",
             hint="Shorten it: it describes the function to the model.",
         )
+
+
+# -- which function it is ---------------------------------------------------------------------------------------------
+
+# Strings and comments without their end count as well: each character is then looked at once.
+_PIECE = re.compile(
+    r"""(?P<comment>//[^\n]*|/\*(?:[^*]|\*(?!/))*(?:\*/)?)
+    |"(?:[^"\\\n]|\\[\s\S])*"?|'(?:[^'\\\n]|\\[\s\S])*'?|`(?:[^`\\]|\\[\s\S])*`?
+    |(?P<brackets>[()\[\]{}]+)
+    |(?<![\w$.])(?:export\s+(?:default\s+)?)?(?:(?:const|let|var)\s+(?P<variable>[A-Za-z_$][\w$]*)\s*=(?![=>])
+      |(?:async\s+)?function\b\s*(?:\*\s*)?(?P<function>[A-Za-z_$][\w$]*))""",
+    re.VERBOSE,
+)
+_BEGINS_FUNCTION = re.compile(r"\s*(?:\(\s*)*(?:async\b\s*)?(?:function\b|\(|[A-Za-z_$][\w$]*\s*=>)")
+
+
+@dataclass(slots=True)
+class _Declaration:
+    """A variable or a function that is declared outside all brackets."""
+
+    name: str
+    begin: int  # with the comments right before it
+    is_first: bool  # nothing but comments stands before it
+    may_run: bool  # a function, or a variable that looks like one
+    is_variable: bool
+
+
+def _from_what_runs(code: str, name: str) -> str:
+    """The code from the function on that the sandbox calls, its comments included: helpers may stand before it.
+
+    The order is the worker's: code that is one expression, the declaration of that name, the last variable that is a
+    function, the only function.
+    """
+    declared = _declarations(code)
+    if not declared or (len(declared) == 1 and declared[0].is_first):
+        return code
+    named = [found for found in declared if found.name == name]
+    variables = [found for found in declared if found.is_variable and found.may_run]
+    functions = [found for found in declared if not found.is_variable]
+    chosen = named[-1:] or variables[-1:] or (functions if len(functions) == 1 else [])
+    return code[chosen[0].begin :] if chosen else ""
+
+
+def _declarations(code: str) -> list[_Declaration]:
+    """All that are found; a regular expression in the source that looks like brackets may hide or add some."""
+    found: list[tuple[int, _Declaration]] = []  # how deep in brackets, and what
+    depth = 0
+    is_first = True
+    comments_begin = comments_end = 0  # of the comments that directly follow each other
+    for piece in islice(_PIECE.finditer(code), _MAX_PIECES):
+        is_adjacent = not code[comments_end : piece.start()].strip()
+        if piece["comment"] is not None:
+            if not is_adjacent:
+                is_first, comments_begin = False, piece.start()
+            comments_end = piece.end()
+            continue
+        is_first = is_first and is_adjacent
+        name = piece["variable"] or piece["function"]
+        if name is not None:
+            begin = comments_begin if is_adjacent else piece.start()
+            may_run = piece["variable"] is None or _BEGINS_FUNCTION.match(code, piece.end()) is not None
+            found.append((depth, _Declaration(name, begin, is_first, may_run, piece["variable"] is not None)))
+        for bracket in piece["brackets"] or "":
+            depth = depth + 1 if bracket in "([{" else max(depth - 1, 0)
+        is_first = False
+        comments_begin = comments_end = piece.end()
+    return [declaration for at, declaration in found if at == 0 or depth > 0]
 
 
 # -- the head of the function -----------------------------------------------------------------------------------------
