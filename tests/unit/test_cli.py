@@ -16,8 +16,8 @@ from tampu.api.auth import AccessPolicy
 from tampu.api.config import ServerConfig
 from tampu.cli.composition import EngineSettings, load_model
 from tampu.cli.main import app, main
-from tampu.cli.mock_options import MODEL_OPTIONS, TOKEN_OPTIONS
 from tampu.cli.messages import FLAGS
+from tampu.cli.mock_options import MODEL_OPTIONS, TOKEN_OPTIONS
 from tampu.cli.reference import reference
 from tampu.cli.serve import banner_facts, step_budget
 from tampu.cli.server_process import bind, join_address
