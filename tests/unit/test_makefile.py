@@ -11,13 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+def environment() -> dict[str, str]:
+    """Without what an outer `make test` hands down to its children."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "ARGS"))}
+
+
 def serve_command(*words: str, **variables: str) -> str:
     """The line that `make serve` would end with."""
-    # Without what an outer `make test` hands down to its children.
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES")}
     done = subprocess.run(
         ["make", "--dry-run", "serve", *words],
-        cwd=ROOT, env={**environment, **variables}, capture_output=True, text=True, check=True,
+        cwd=ROOT, env={**environment(), **variables}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return " ".join(done.stdout.splitlines()[-1].split())
 
@@ -40,7 +43,7 @@ def test_the_address_is_taken_from_the_command_only(words: tuple[str, ...], comm
 def test_a_python_that_is_missing_or_too_old_is_named(python: str, said: str, tmp_path: Path) -> None:
     done = subprocess.run(
         ["make", "-f", str(ROOT / "Makefile"), ".venv/.python", f"PYTHON={python}"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     assert "Tampu needs Python 3.11 or newer" in done.stdout
