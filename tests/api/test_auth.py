@@ -248,6 +248,7 @@ async def test_the_binding_is_trusted_by_connection(peer: str, headers: dict[str
         ("POST", RUN, {"origin": "https://app.example:444"}, 403),
         ("POST", RUN, {"origin": "http://evil.example"}, 403),
         ("POST", RUN, {"origin": "null"}, 403),
+        ("POST", RUN, {"origin": "http://["}, 403),
         ("POST", RUN, {"origin": "http://evil.example:8900", "host": "evil.example:8900"}, 403),
         ("POST", RUN, {"origin": "http://localhost:3000", "host": "evil.example"}, 403),
         ("POST", "/run", {"origin": "http://evil.example", "host": "workers-binding.ai"}, 403),

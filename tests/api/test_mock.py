@@ -323,6 +323,21 @@ async def test_functions_run_in_the_sandbox() -> None:
     assert free.json()["result"]["response"] == "You said: Hi"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_script_that_always_calls_a_function_ends_after_the_last_round(tmp_path: Path, stream: bool) -> None:
+    script = tmp_path / "replies.json"
+    script.write_text('[{"tool_calls": [{"name": "f", "arguments": {}}]}]')
+    built = build_mock_server(script, ServerConfig(), AccessPolicy(), None)
+    try:
+        async with client_of(built.app) as client:
+            answer = await ask(client, "Hi", functions=[{"name": "f", "code": "() => 1"}], stream=stream)
+    finally:
+        built.close()
+    assert answer.status_code == 200
+    last = frames_of(answer.text)[-1] if stream else answer.json()["result"]
+    assert [call["name"] for call in last["tool_calls"]] == ["f"] * 5
+
+
 def test_no_model_code_is_imported() -> None:
     program = (
         "import sys, tampu.api.app, tampu.serving.mock\n"
@@ -350,6 +365,14 @@ def test_no_model_code_is_imported() -> None:
         ({"type": "integer", "multipleOf": 5, "minimum": 7}, 10),
         ({"type": "integer", "multipleOf": 5, "maximum": 4}, 0),
         ({"type": "integer", "exclusiveMaximum": 1}, 0),
+        ({"type": "number", "minimum": 0, "exclusiveMaximum": 0.5}, 0),
+        ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, 0.5),
+        ({"type": "integer", "multipleOf": 2, "exclusiveMaximum": 2, "minimum": -1}, 0),
+        ({"type": "integer", "multipleOf": 2.5, "minimum": 1}, 5),
+        ({"type": "integer", "multipleOf": 3, "minimum": 10**18}, 10**18 + 2),
+        ({"type": "number", "minimum": 1e308, "multipleOf": 1e-5}, 0),
+        ({"type": "number", "multipleOf": 1e-320}, 0),
+        ({"type": "string", "format": ["x"]}, "text"),
     ],
 )
 def test_example_values(schema: Any, value: Any) -> None:

@@ -319,6 +319,16 @@ async def test_schemas_of_any_depth_are_answered(client: httpx.AsyncClient, dept
         assert "deep" in reply.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("member", ["stop", "tool_choice", "response_format", "n", "logit_bias"])
+async def test_values_too_deep_to_be_shown_are_refused_like_others(client: httpx.AsyncClient, member: str) -> None:
+    """Deeper than Python can write, not deeper than the parser reads."""
+    deep = b"[" * 1000 + b"]" * 1000
+    content = orjson.dumps(body())[:-1] + b', "' + member.encode() + b'": ' + deep + b"}"
+    reply = await client.post(PATHS[0], content=content)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == member
+
+
 def test_nulls_of_a_schema_are_kept() -> None:
     call = parse_chat(body(guided_json={"const": None}), Caller("r"), ServerConfig())
     assert call.requests[0].response_format == ResponseFormat({"const": None})

@@ -71,7 +71,7 @@ def test_a_port_in_use_is_named() -> None:
         assert "--port (with make: PORT=…)" in caught.value.reason
 
 
-@pytest.mark.parametrize("host", ["300.1.1.1", "nosuchhost.invalid", "[::1]", "192.0.2.1"])
+@pytest.mark.parametrize("host", ["300.1.1.1", "nosuchhost.invalid", "[::1]", "192.0.2.1", "é" * 70, "a\0b"])
 def test_a_host_that_is_not_this_machine_is_not_the_ports_fault(host: str) -> None:
     with pytest.raises(ConfigError, match=f"^host: {re.escape(repr(host))} is no address of this machine") as caught:
         bind(host, 0)

@@ -89,6 +89,11 @@ TREE = {
             ['{"a": 1}', '{"b": 1}', '{"a": 1, "b": 2}'],
             ["{}", '{"a": "x"}'],
         ),
+        (  # listed members are none, so it has to be others
+            {"anyOf": [{"type": "object", "minProperties": 1, "properties": {"a": False}}, {"type": "null"}]},
+            ['{"b": 1}', "null"],
+            ["{}", '{"a": 1}'],
+        ),
         ({"type": "object", "maxProperties": 1}, ["{}", '{"a": 1}'], ['{"a": 1, "b": 2}']),
         ({"type": "string", "format": "date"}, ['"2026-12-01"'], ['"today"', '"2026-13-01"']),
         ({"type": "string", "format": "int64"}, ['"anything"'], ["1"]),
@@ -328,6 +333,18 @@ def composites(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
     exclusive = st.lists(inner, min_size=1, max_size=2).map(lambda branches: {"oneOf": branches})
     return st.one_of(objects, objects, arrays, tuples, unions, both, beside, maps, exclusive)
+
+
+@pytest.mark.parametrize("depth", [0, 17, 18, 19, 20, 38, 39, 40])
+def test_branches_that_a_const_tells_apart_are_accepted_at_any_depth(depth: int) -> None:
+    schema: Any = {
+        "oneOf": [
+            {"type": "object", "properties": {"kind": {"const": kind}}, "required": ["kind"]} for kind in ("a", "b")
+        ]
+    }
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    byte_compiler().json_schema(schema)
 
 
 LEAVES = st.one_of(

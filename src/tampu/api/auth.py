@@ -262,7 +262,7 @@ def check_not_foreign_page(method: str, path: str, headers: Mapping[str, str], p
     host = headers.get("host", "")
     if "origin" in headers:
         origin = headers["origin"]
-        is_known = _is_local_name(urlsplit(origin).hostname or "", policy) or origin in policy.allowed_origins
+        is_known = _is_local_name(_host_name(origin.partition("://")[2]), policy) or origin in policy.allowed_origins
         if not is_known or not _is_local_name(_host_name(host), policy):
             hint = f"Web pages of {origin!r} may not call this server; allow it with `--allowed-origin {origin}`."
             raise ApiError(10000, status=403, hint=hint)

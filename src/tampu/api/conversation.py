@@ -82,20 +82,21 @@ def _tool_calls(item: dict[str, Any], where: str) -> tuple[ToolCall, ...]:
     Raises:
         InvalidRequestError: for what is no call, naming it.
     """
-    entries, where = item.get("tool_calls"), f"{where}/tool_calls"
-    if entries is None:
-        entries = [item["function_call"]] if isinstance(item.get("function_call"), dict) else []
-    if not isinstance(entries, list):
-        raise InvalidRequestError(where, f"'{where}' must be an array of calls, not {shown(entries)}")
+    entries, path = item.get("tool_calls"), f"{where}/tool_calls"
+    if entries is not None and not isinstance(entries, list):
+        raise InvalidRequestError(path, f"'{path}' must be an array of calls, not {shown(entries)}")
+    places = [(f"{path}/{index}", entry) for index, entry in enumerate(entries or ())]
+    if entries is None and item.get("function_call") is not None:
+        places = [(f"{where}/function_call", item["function_call"])]
     calls = []
-    for index, entry in enumerate(entries):
+    for place, entry in places:
         function = entry.get("function") if isinstance(entry, dict) else None
         source = function if isinstance(function, dict) else entry
         name = source.get("name") if isinstance(source, dict) else None
         if not isinstance(name, str):
             raise InvalidRequestError(
-                f"{where}/{index}",
-                f"'{where}/{index}' must be a call with a name, not {shown(entry)}",
+                place,
+                f"'{place}' must be a call with a name, not {shown(entry)}",
                 hint='Send {"id", "type": "function", "function": {"name", "arguments"}}.',
             )
         arguments = _arguments(source.get("arguments", source.get("parameters")))

@@ -85,10 +85,10 @@ def parsed_json(answer: Answer, request: GenerateRequest) -> Any:
         return orjson.loads(answer.text)
     except orjson.JSONDecodeError:
         hint = (  # not the usage: that counts all rounds of functions, and the limit holds for each
-            f"The answer was cut off after {request.sampling.max_tokens} tokens: raise max_tokens."
-            if answer.finish_reason is FinishReason.LENGTH
-            else f"The stop string {answer.stop_match!r} ended it before the JSON was complete: leave it out of 'stop'."
+            f"The stop string {answer.stop_match!r} ended it before the JSON was complete: leave it out of 'stop'."
             if answer.stop_match
+            else f"The answer was cut off after {request.sampling.max_tokens} tokens: raise max_tokens."
+            if answer.finish_reason is FinishReason.LENGTH
             else "The answer is not complete JSON."
         )
         raise ApiError(5024, hint=hint, param="response_format") from None

@@ -138,7 +138,7 @@ COMPLETION_PARAMETERS = (
     _STREAM_OPTIONS,
     Parameter("logprobs", _integer(0, 20), "Log probabilities of the answer's tokens and this many alternatives."),
     Parameter("echo", FLAG, "Repeat the prompt before the answer; not together with logprobs."),
-    Parameter("best_of", _integer(1, 128), "Only equal to n: every answer is returned."),
+    Parameter("best_of", _integer(1, MAX_NUM_CHOICES), "Only equal to n: every answer is returned."),
     Parameter("response_format", OBJECT, "text, json_object, or json_schema (bare or in OpenAI's wrapper)."),
     _OPTIONS,
     *_HARMLESS,

@@ -221,6 +221,9 @@ def shown(value: Any) -> str:
     """A value in an error message: JSON, cut."""
     try:
         text = orjson.dumps(value).decode()
-    except (TypeError, ValueError):  # integers beyond 64 bits
-        text = str(value)
+    except (TypeError, ValueError):  # integers beyond 64 bits, or too deep
+        try:
+            text = str(value)
+        except RecursionError:
+            return "a value nested too deeply"
     return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."

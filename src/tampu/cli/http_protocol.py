@@ -10,7 +10,16 @@ from tampu.api.connection import CLOSE
 class ClosableHttpProtocol(HttpToolsProtocol):
     """What was sent before is still delivered; then the connection ends."""
 
-    def on_message_begin(self) -> None:
-        """Start a request's scope."""
-        super().on_message_begin()
-        self.scope["extensions"] = {CLOSE: {"close": self.transport.close}}
+    def on_headers_complete(self) -> None:
+        """Begin a request, with a way to end it that its own `receive` hears of: another may be behind it already."""
+        super().on_headers_complete()
+        cycle, transport = self.cycle, self.transport
+        if cycle is None or cycle.scope is not self.scope:
+            return
+
+        def close() -> None:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            transport.close()
+
+        self.scope["extensions"] = {CLOSE: {"close": close}}

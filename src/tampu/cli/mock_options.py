@@ -33,5 +33,6 @@ def check_mock_options(context: typer.Context, *, asks_for_tokens: bool) -> None
         if idle:
             advice = "leave it out" if len(idle) == 1 else "leave them out"
             raise ConfigError(
-                ", ".join(idle), f"without effect here, because {reason}: {advice}, or serve without --mock"
+                ", ".join(idle),
+                f"without effect here, because {reason}: {advice}, or serve without --mock and --mock-script",
             )

@@ -38,22 +38,23 @@ def bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
             listener.listen(2048)  # SO_REUSEADDR lets two servers bind; only one may listen
-        except OSError as error:
+        except (OSError, TypeError, ValueError) as error:  # the latter for names that cannot be encoded
             raise _bind_error(host, port, error) from None
         cleanup.pop_all()
     return listener
 
 
-def _bind_error(host: str, port: int, error: OSError) -> ConfigError:
-    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+def _bind_error(host: str, port: int, error: Exception) -> ConfigError:
+    if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
         return ConfigError(
             "port",
             f"cannot listen on {join_address(host, port)} ({error.strerror}): "
             "choose another with --port (with make: PORT=…)",
         )
+    reason = getattr(error, "strerror", None) or error
     return ConfigError(
         "host",
-        f"{host!r} is no address of this machine ({error.strerror}): write a name or an address it has, such as "
+        f"{host!r} is no address of this machine ({reason}): write a name or an address it has, such as "
         "127.0.0.1, or ::1 without brackets",
     )
 

@@ -90,8 +90,8 @@ class Sandbox:
         """The tool that this function is for a model: description and parameters (a JSON schema), read from a leading
         JSDoc comment, else from the destructured argument. Never runs the code.
 
-        Reading takes up to some ten milliseconds, so it happens in a thread. Raises InvalidRequestError with the field
-        "code" when there is too much to read, and EngineDeadError after `close`.
+        Reading takes up to some tens of milliseconds, so it happens in a thread. Raises InvalidRequestError with the
+        field "code" when there is too much to read, and EngineDeadError after `close`.
         """
         with self._lock:
             if self._is_closed:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import operator
+from fractions import Fraction
 from typing import Any
 
 _MAX_DEPTH = 16
+_LARGEST = 1e300
+_BOUNDS = {
+    "minimum": operator.ge,
+    "maximum": operator.le,
+    "exclusiveMinimum": operator.gt,
+    "exclusiveMaximum": operator.lt,
+}
 _BY_FORMAT = {
     "date": "2025-01-01",
     "date-time": "2025-01-01T00:00:00Z",
@@ -62,7 +70,7 @@ def _of_type(schema: dict[str, Any], root: Any, depth: int) -> Any:
             return True
         case "null":
             return None
-    if schema.get("format") in _BY_FORMAT:
+    if isinstance(schema.get("format"), str) and schema["format"] in _BY_FORMAT:
         return _BY_FORMAT[schema["format"]]
     longest = schema.get("maxLength")
     text = "text".ljust(_count(schema.get("minLength")), "-")
@@ -78,19 +86,29 @@ def _object(schema: dict[str, Any], root: Any, depth: int) -> dict[str, Any]:
 
 
 def _number(schema: dict[str, Any]) -> Any:
-    low, high = schema.get("minimum"), schema.get("maximum")
-    value = schema["exclusiveMinimum"] + 1 if isinstance(schema.get("exclusiveMinimum"), int | float) else 1
-    if isinstance(low, int | float) and value < low:
-        value = low
-    step = schema.get("multipleOf")
-    if isinstance(step, int | float) and step > 0:
-        value = math.ceil(value / step) * step
-    if isinstance(high, int | float) and value > high:
-        value = high if not isinstance(step, int | float) or step <= 0 else math.floor(high / step) * step
-    below = schema.get("exclusiveMaximum")
-    if isinstance(below, int | float) and value >= below:
-        value = below - 1
-    return value
+    """The first of some likely numbers that meets the keywords; 1 when none does."""
+    bounds = {keyword: schema[keyword] for keyword in _BOUNDS if _is_finite(schema.get(keyword))}
+    step = schema.get("multipleOf") if _is_finite(schema.get("multipleOf")) and schema["multipleOf"] > 0 else None
+    values = [*bounds.values(), 0]
+    likely = [1, 0, *(value + shift for value in values for shift in (0, 1, -1)), (min(values) + max(values)) / 2]
+    if step is not None:
+        likely += [
+            float(multiple) if multiple.denominator > 1 else int(multiple)
+            for value in values
+            for multiple in (Fraction(step) * (Fraction(value) // Fraction(step) + i) for i in range(-2, 9))
+            if abs(multiple) < _LARGEST
+        ]
+    if schema.get("type") != "number":
+        likely = [int(value) for value in likely if value == int(value)]
+    for value in likely:
+        is_inside = all(_BOUNDS[keyword](value, bound) for keyword, bound in bounds.items())
+        if is_inside and (step is None or (Fraction(value) / Fraction(step)).denominator == 1):
+            return value
+    return 1
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _count(value: Any) -> int:

@@ -116,6 +116,7 @@ class FunctionRounds:
                 tool_choice=ToolChoice("none") if is_last else choice,
             )
             done = _Round()
+            shortened: set[int] = set()
             while done.finished is None:
                 try:
                     async with aclosing(self._generator.stream(current)) as events:
@@ -130,13 +131,13 @@ class FunctionRounds:
                 except ContextLengthError as error:  # comes before any event
                     if number == 0:
                         raise
-                    history = _shortened(history, error)
+                    history = _shortened(history, error, shortened)
                     current = replace(current, messages=history)
             has_spoken = has_spoken or bool(done.texts)
             usage += done.finished.usage
             is_cut = is_cut or done.finished.finish_reason is FinishReason.LENGTH
             for_client = [call for call in done.calls if call.name not in code_by_name]
-            mine = [call for call in done.calls if call.name in code_by_name]
+            mine = [call for call in done.calls if call.name in code_by_name and not is_last]
             results = [
                 (call, await self._sandbox.call(code_by_name[call.name], call.arguments, call.name)) for call in mine
             ]
@@ -183,25 +184,28 @@ def _choice_after_results(choice: ToolChoice) -> ToolChoice:
     return choice if choice.mode == "none" else ToolChoice()
 
 
-def _shortened(history: tuple[Message, ...], error: ContextLengthError) -> tuple[Message, ...]:
-    """The conversation with the longest result of the last round replaced by an error that the model can read.
+def _shortened(history: tuple[Message, ...], error: ContextLengthError, shortened: set[int]) -> tuple[Message, ...]:
+    """The conversation with the longest result of the last round replaced by an error that the model can read, and its
+    place noted in `shortened`.
 
     Raises:
         ContextLengthError: the same, about the functions, when no result is left that is worth replacing.
     """
     last_call = max(index for index, message in enumerate(history) if message.role == "assistant")
-    longest = max(range(last_call + 1, len(history)), key=lambda index: len(history[index].content))
+    left = [index for index in range(last_call + 1, len(history)) if index not in shortened]
+    longest = max(left, key=lambda index: len(history[index].content), default=last_call)
     turn = history[longest]
     num_missing = error.num_prompt_tokens + error.max_tokens - error.max_model_len
     told = f"The result is too long: {len(turn.content)} characters, {num_missing} tokens more than fit. Return less."
     content = json.dumps({"error": told})
-    if len(content) >= len(turn.content):
+    if not left or len(content) >= len(turn.content):
         error.field = "functions"
         error.hint = (
             f"With the calls and results of the functions the prompt has {error.num_prompt_tokens} tokens, and "
             f"max_tokens is {error.max_tokens}: let the functions return less, or lower max_tokens."
         )
         raise error
+    shortened.add(longest)
     return (*history[:longest], replace(turn, content=content), *history[longest + 1 :])
 
 

@@ -129,7 +129,7 @@ class MockGenerator:
     ) -> AsyncGenerator[Event, None]:
         if request.echo and request.prompt is not None:
             yield TextDelta(request.prompt, index)
-        calls = cue.tool_calls or (() if cue.reply is not None else _forced_calls(request))
+        calls = _calls(request, cue)
         text = cue.reply if cue.reply is not None else ("" if calls else _made_up(request))
         matcher = StopStringMatcher(request.stop)
         num_tokens = 0
@@ -194,6 +194,12 @@ def _made_up(request: GenerateRequest) -> str:
     if request.response_format is not None:
         return json.dumps(example_value(request.response_format.schema or {}), ensure_ascii=False)
     return f"You said: {last_text(request)}".rstrip()
+
+
+def _calls(request: GenerateRequest, cue: Cue) -> tuple[ToolCall, ...]:
+    if request.tool_choice.mode == "none":
+        return ()
+    return cue.tool_calls or (() if cue.reply is not None else _forced_calls(request))
 
 
 def _forced_calls(request: GenerateRequest) -> tuple[ToolCall, ...]:

@@ -26,6 +26,10 @@ REFUSED = frozenset(
     | {"disallow", "extends", "divisibleBy"},
 )
 _NOTHING_WHEN_EMPTY = frozenset({"dependentSchemas", "dependentRequired", "dependencies", "extends"})
+_HOLDS_SCHEMAS = frozenset(
+    {"properties", "patternProperties", "additionalProperties", "items", "prefixItems", "additionalItems"}
+    | {"allOf", "anyOf", "oneOf"}
+)
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref")
 _INTEGER_LIMIT = 2**53 - 1  # beyond it, readers in JavaScript lose digits
 _NUMBER_LIMIT = 1e15
@@ -117,7 +121,13 @@ class _Reader:
         """One schema in our dialect; from some depth on, a reference to it, but not in place of a branch."""
         self._costs.count("", path, nodes=1)
         piece_depth = self._piece_depth
-        is_piece = not is_branch and self._depth - piece_depth >= _DEPTH_IN_ONE_PIECE
+        # Leaves stay where they are: the library tells branches apart by a const that it sees.
+        is_piece = (
+            not is_branch
+            and self._depth - piece_depth >= _DEPTH_IN_ONE_PIECE
+            and isinstance(schema, dict)
+            and not _HOLDS_SCHEMAS.isdisjoint(schema)
+        )
         if is_piece:
             self._piece_depth = self._depth
         self._depth += 1

@@ -105,7 +105,7 @@ def closed(
                 ]
             else:
                 out[keyword] = _mapped_value(keyword, value, shut)
-        is_meant = "minProperties" in node or not counted_only
+        is_meant = ("minProperties" in node) is counted_only  # what is counted may need the members it does not list
         if is_meant and may_shut and not has_branches and _lists_all(node):
             out["additionalProperties"] = False
         return out
