@@ -298,7 +298,20 @@ async def test_an_allowed_host_is_known(allowed: str, host: str) -> None:
         assert (await http.get("/v1/models", headers={"host": "other.example"})).status_code == 403
 
 
-@pytest.mark.parametrize("origin", ["*", "https://*.example", "app.example", "//app.example", "https://app.example/"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "HTTP://A",
+        "http://a:80",
+        "http://a:",
+        "http://a:99999",
+        "*",
+        "https://*.example",
+        "app.example",
+        "//app.example",
+        "https://app.example/",
+    ],
+)
 def test_wildcard_origins_are_refused(origin: str) -> None:
     with pytest.raises(ConfigError, match="allowed_origins"):
         AccessPolicy(allowed_origins=(origin,))

@@ -93,6 +93,10 @@ class AccessPolicy:
                 raise ConfigError(
                     "allowed_origins", f"{origin!r} is not scheme://host[:port], without a path; '*' is not allowed"
                 )
+            sent = _as_browsers_send(origin)
+            if sent != origin:
+                advice = f"write {sent!r}" if sent else "its port is none"
+                raise ConfigError("allowed_origins", f"{origin!r} is not how browsers send it: {advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +303,18 @@ def _host_name(host: str) -> str:
     except ValueError:
         return ""
     return (parsed.hostname or "").rstrip(".")
+
+
+def _as_browsers_send(origin: str) -> str:
+    """The origin in lower case, without its scheme's own port; "" when the port is none."""
+    try:
+        parsed = urlsplit(origin.lower())
+        port = parsed.port
+    except ValueError:
+        return ""
+    host = parsed.netloc.removesuffix(f":{port}").rstrip(":") if port is not None else parsed.netloc.rstrip(":")
+    is_own = port is None or port == {"http": 80, "https": 443}.get(parsed.scheme)
+    return f"{parsed.scheme}://{host}" if is_own else f"{parsed.scheme}://{host}:{port}"
 
 
 def _is_host_name(host: str) -> bool:
