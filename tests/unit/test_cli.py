@@ -110,7 +110,7 @@ def test_a_mock_script_makes_a_mock_and_the_environment_may_speak_of_models(
 ) -> None:
     script = tmp_path / "replies.json"
     script.write_text('["hello"]')
-    monkeypatch.setattr("tampu.cli.serve.run_server", lambda server, listener: server.close())
+    monkeypatch.setattr("tampu.cli.serve.run_server", lambda server, listener, drain_seconds: server.close())
     for variable, value in (("TAMPU_MODEL", "/nope"), ("TAMPU_DATA_DIR", "/nope"), ("TAMPU_THREADS", "2")):
         monkeypatch.setenv(variable, value)
     result = CliRunner().invoke(app, ["serve", "--port", "0", "--mock-script", str(script), "--strict"])

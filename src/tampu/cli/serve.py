@@ -80,7 +80,7 @@ def build_server(
         app = create_app(services, server, access=AccessControl(policy, tokens))
         card = embeddings.card if embeddings is not None else None
         facts = banner_facts(loaded, card, server, time.perf_counter() - started)
-        return BuiltServer(app, facts, cleanup.pop_all().close)
+        return BuiltServer(app, facts, cleanup.pop_all().close, loaded.engine.drain)
 
 
 def build_mock_server(
@@ -234,6 +234,17 @@ def serve(
             help="Seconds an answer may take; default no limit.",
         ),
     ] = None,
+    drain_timeout: Annotated[
+        float,
+        options.number(
+            "--drain-timeout",
+            kind=float,
+            least=0,
+            most=3600,
+            envvar="TAMPU_DRAIN_TIMEOUT",
+            help="Seconds that open requests may take after SIGTERM or Ctrl-C; then they end with an error.",
+        ),
+    ] = 30,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -344,7 +355,7 @@ def serve(
             )
             built = build_server(settings, server, policy, tokens, embedding_model, started)
         print_banner(built.facts, Console())
-        run_server(built, listener)
+        run_server(built, listener, drain_timeout)
     finally:
         gc.enable()
         listener.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from tampu.cli.banner import BannerFacts
 
-_DRAIN_SECONDS = 30
+_SECONDS_FOR_LAST_WORDS = 5  # between the end of the drain time and closed connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class BuiltServer:
     app: FastAPI
     facts: BannerFacts
     close: Callable[[], None]
+    drain: Callable[[float], object] = lambda seconds: None  # accept nothing more; after so long, end what is open
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -64,8 +67,9 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def run_server(server: BuiltServer, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; open requests may finish within the drain time."""
+def run_server(server: BuiltServer, listener: socket.socket, drain_seconds: float) -> None:
+    """Serve until SIGINT or SIGTERM. Open requests may finish within the drain time; then they end with an error, which
+    streams send as a frame. A second signal ends everything at once."""
     import uvicorn
 
     from tampu.cli.http_protocol import ClosableHttpProtocol
@@ -79,13 +83,20 @@ def run_server(server: BuiltServer, listener: socket.socket) -> None:
         http=ClosableHttpProtocol,
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        timeout_graceful_shutdown=math.ceil(drain_seconds + _SECONDS_FOR_LAST_WORDS),
     )
     # Start-up garbage is permanent: keep the collector from walking it while answers stream.
     gc.collect()
     gc.freeze()
     gc.enable()
+
+    class DrainingServer(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # A thread that nobody waits for: after a second signal the process ends without it.
+            threading.Thread(target=server.drain, args=(drain_seconds,), name="tampu-drain", daemon=True).start()
+            await super().shutdown(sockets)
+
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        DrainingServer(config).run(sockets=[listener])
     finally:
         server.close()
