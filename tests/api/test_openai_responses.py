@@ -192,6 +192,8 @@ async def test_an_error_in_the_stream_is_its_last_event(server: Server, client: 
         ({"prompt": {"id": "x"}}, "prompt"),
         ({"include": ["file_search_call.results"]}, "include/0"),
         ({"text": {"format": {"type": "xml"}}}, "text/format/type"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text/format/schema"),
+        ({"tools": [{"type": "function", "name": f"f{i}"} for i in range(1025)]}, "tools"),
         ({"metadata": nested(150)}, "metadata"),
         ({"tools": [{"type": "function", "name": "f", "parameters": nested(150)}]}, "tools"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": nested(150)}}}, "text"),

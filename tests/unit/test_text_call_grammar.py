@@ -161,6 +161,8 @@ def test_an_error_names_the_tool_and_where_the_client_wrote_it(tools: list[ToolS
         ({"type": "object", "properties": {}}, "{}", True),
         ({"type": "object", "properties": {}}, '{"a": 1}', False),
         ({"properties": {}}, '{"a": 1}', False),
+        ({"type": "object", "properties": {}, "required": []}, '{"a": 1}', False),
+        ({"type": "object", "properties": {}, "additionalProperties": {}}, '{"a": 1}', True),
         ({"type": "object"}, '{"a": 1}', True),
         ({"type": "object", "properties": {}, "additionalProperties": True}, '{"a": 1}', True),
         ({"type": "object", "properties": {}, "required": ["a"]}, '{"a": 1}', True),

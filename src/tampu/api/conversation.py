@@ -16,6 +16,7 @@ from tampu.core.json_text import read_json
 
 T = TypeVar("T")
 
+MAX_TOOLS = 1024  # OpenAI allows 128; reading and offering each takes time that other requests wait for
 _TEXT_PART_TYPES = (None, "text", "input_text", "output_text")
 
 
@@ -131,18 +132,22 @@ def parse_tools(tools: Sequence[Any], notes: list[str], field: str = "tools") ->
     """Tools in either spelling. Items without a name cannot be called: they are left out and `notes` says so.
 
     Raises:
-        InvalidRequestError: for a description or parameters of the wrong type.
+        InvalidRequestError: for a description or parameters of the wrong type, and for too many tools.
     """
+    if len(tools) > MAX_TOOLS:
+        raise InvalidRequestError(field, f"'{field}' must hold at most {MAX_TOOLS} tools, not {len(tools)}")
     specs: list[ToolSpec] = []
+    names: set[str] = set()
     for index, item in enumerate(tools):
         source = item.get("function") if isinstance(item, dict) and isinstance(item.get("function"), dict) else item
         name = source.get("name") if isinstance(source, dict) else None
         if not isinstance(source, dict) or not isinstance(name, str) or not name:
             notes.append(f"'{field}/{index}' has no name and was left out.")
             continue
-        if any(spec.name == name for spec in specs):
+        if name in names:
             notes.append(f"'{field}/{index}' repeats the name {name!r} and was left out.")
             continue
+        names.add(name)
         where = f"{field}/{index}" if source is item else f"{field}/{index}/function"
         description = _typed(source, "description", str, "", where)
         parameters = _typed(source, "parameters", dict, {}, where)

@@ -62,7 +62,7 @@ def parse_responses(body: Any, caller: Caller, config: ServerConfig) -> Response
         tools=tools,
         tool_choice=choice,
         parallel_tool_calls=values.get("parallel_tool_calls", True),
-        response_format=parse_response_format(text.get("format"), "text/format"),
+        response_format=parse_response_format(text.get("format"), "text/format", member="schema"),
         lora=values.get("lora"),
         tenant=caller.tenant,
         request_id=caller.request_id,

@@ -100,8 +100,12 @@ def _function_name(value: Any) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def parse_response_format(value: Any, field: str = "response_format") -> ResponseFormat | None:
+def parse_response_format(
+    value: Any, field: str = "response_format", *, member: str = "json_schema"
+) -> ResponseFormat | None:
     """JSON mode: `json_object`, or `json_schema` with a bare schema or in OpenAI's `{name, schema, strict}` wrapper.
+
+    `member` is what the route calls the schema, for errors where there is none.
 
     Raises:
         InvalidRequestError: for anything else.
@@ -114,7 +118,7 @@ def parse_response_format(value: Any, field: str = "response_format") -> Respons
     if kind == "json_object":
         return ResponseFormat()
     if kind == "json_schema":
-        return _json_schema(value, field)
+        return _json_schema(value, field, member)
     if not isinstance(value, dict):
         raise InvalidRequestError(
             field, f"'{field}' must be an object, not {shown(value)}", hint='Send {"type": "json_object"}, for example.'
@@ -124,10 +128,11 @@ def parse_response_format(value: Any, field: str = "response_format") -> Respons
     )
 
 
-def _json_schema(value: dict[str, Any], field: str) -> ResponseFormat:
+def _json_schema(value: dict[str, Any], field: str, member: str) -> ResponseFormat:
     """The schema beside the type: under `json_schema`, bare or wrapped, or under `schema`, as in `/responses`."""
     is_flat = "json_schema" not in value and not {"schema", *_WRAPPER}.isdisjoint(value)
-    member = "schema" if is_flat else "json_schema"
+    if is_flat or "json_schema" in value:
+        member = "schema" if is_flat else "json_schema"
     holder, schema, path = value, value.get(member), f"{field}/{member}"
     if member == "json_schema" and isinstance(schema, dict) and _is_wrapper(schema):
         holder, schema, path = schema, schema.get("schema"), f"{path}/schema"

@@ -172,7 +172,7 @@ def _shown(tool: ToolSpec) -> str:
     return repr(tool.name if len(tool.name) <= _MAX_SHOWN_CHARS else f"{tool.name[:_MAX_SHOWN_CHARS]}…")
 
 
-# Arguments whose schema has empty `properties` and none of these are none at all.
+# Arguments whose schema has empty `properties` and nothing in these are none at all.
 _ALLOWING_ARGUMENTS = frozenset(
     {"additionalProperties", "unevaluatedProperties", "patternProperties", "required", "minProperties"}
     | {"allOf", "anyOf", "oneOf", "$ref"},
@@ -189,7 +189,7 @@ def _object_schema(parameters: Any, path: str) -> Any:
     if declared != "object" and not (isinstance(declared, list) and "object" in declared):
         refuse("type", path, "the parameters of a tool are an object")
     schema = {**parameters, "type": "object"}
-    if schema.get("properties") == {} and _ALLOWING_ARGUMENTS.isdisjoint(schema):
+    if schema.get("properties") == {} and all(schema.get(keyword) in (None, [], 0) for keyword in _ALLOWING_ARGUMENTS):
         schema["additionalProperties"] = False
     return schema
 
