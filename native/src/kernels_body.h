@@ -112,10 +112,11 @@ int collect_between(const float* x, int begin, int n, float low, float high, int
   return count;
 }
 
-// n values from x on, n <= kSumBlock, filled up with minus infinity to a whole block.
+// The first kSize of n values from x on, filled up with minus infinity.
+template <int kSize>
 inline const float* whole_block(const float* x, int n, float* room) {
-  if (n >= kSumBlock) return x;
-  for (int i = 0; i < kSumBlock; ++i) room[i] = i < n ? x[i] : -__builtin_inff();
+  if (n >= kSize) return x;
+  for (int i = 0; i < kSize; ++i) room[i] = i < n ? x[i] : -__builtin_inff();
   return room;
 }
 
@@ -124,40 +125,36 @@ void exponentials(const float* x, int n, float maximum, double* out) {
   int i = 0;
   for (; i + 8 <= n; i += 8) store(out + i, exp_nonpositive(sub(load_wide(x + i), top)));
   if (i == n) return;
-  float rest[8];
+  float room[8];
   double weights[8];
-  for (int j = 0; j < 8; ++j) rest[j] = i + j < n ? x[i + j] : -__builtin_inff();
-  store(weights, exp_nonpositive(sub(load_wide(rest), top)));
+  store(weights, exp_nonpositive(sub(load_wide(whole_block<8>(x + i, n - i, room)), top)));
   for (int j = i; j < n; ++j) out[j] = weights[j - i];
 }
 
-void sum_exponentials(const float* x, int n, float maximum, double* block_sums) {
-  const F64x8 top = wide(static_cast<double>(maximum));
-  float room[kSumBlock];
-  for (int begin = 0; begin < n; begin += kSumBlock) {
-    const float* block = whole_block(x + begin, n - begin, room);
-    F64x8 sum = wide(0.0);
-#pragma GCC unroll 8
-    for (int i = 0; i < kSumBlock; i += 8) sum = add(sum, exp_nonpositive(sub(load_wide(block + i), top)));
-    block_sums[begin / kSumBlock] = reduce_add(sum);
-  }
-}
-
-void sum_exponentials_above(const float* x, int n, float maximum, float bound, double* block_sums, double* sums_above) {
+template <bool kHasBound>
+inline void sum_blocks(const float* x, int n, float maximum, float bound, double* block_sums, double* sums_above) {
   const F64x8 top = wide(static_cast<double>(maximum)), limit = wide(static_cast<double>(bound));
   float room[kSumBlock];
   for (int begin = 0; begin < n; begin += kSumBlock) {
-    const float* block = whole_block(x + begin, n - begin, room);
+    const float* block = whole_block<kSumBlock>(x + begin, n - begin, room);
     F64x8 sum = wide(0.0), sum_above = wide(0.0);
 #pragma GCC unroll 8
     for (int i = 0; i < kSumBlock; i += 8) {
       const F64x8 v = load_wide(block + i), e = exp_nonpositive(sub(v, top));
       sum = add(sum, e);
-      sum_above = add_where_greater(sum_above, e, v, limit);
+      if constexpr (kHasBound) sum_above = add_where_greater(sum_above, e, v, limit);
     }
     block_sums[begin / kSumBlock] = reduce_add(sum);
-    sums_above[begin / kSumBlock] = reduce_add(sum_above);
+    if constexpr (kHasBound) sums_above[begin / kSumBlock] = reduce_add(sum_above);
   }
+}
+
+void sum_exponentials(const float* x, int n, float maximum, double* block_sums) {
+  sum_blocks<false>(x, n, maximum, 0.0f, block_sums, nullptr);
+}
+
+void sum_exponentials_above(const float* x, int n, float maximum, float bound, double* block_sums, double* sums_above) {
+  sum_blocks<true>(x, n, maximum, bound, block_sums, sums_above);
 }
 
 constexpr Kernels kKernels = {

@@ -41,7 +41,7 @@ struct KernelTable {
   void (*matmul_f32)(const MatmulJob&);
   // k: a multiple of 32, at most one block.
   void (*quantize_normal)(const float* x, int k, Int8Record* out);
-  // is_fine: a flag for each group of 32 (not 0: 16 bits, 0: 8 bits); null: all are fine.
+  // is_fine: a flag for each group of 32; 0: 8 bits, else 16.
   void (*quantize_high)(const float* x, int k, const uint8_t* is_fine, Int16Record* out);
   void (*silu_mul_row)(const float* gate, const float* up, int n, float* out);
 };

@@ -23,7 +23,7 @@ struct LevelForm {
 constexpr LevelForm kNormalForm{255.0f, 0}, kFineForm{65535.0f, 0}, kCoarseForm{255.0f, 8};
 
 inline LevelForm high_form(const uint8_t* is_fine, int group) {
-  return is_fine == nullptr || is_fine[group] != 0 ? kFineForm : kCoarseForm;
+  return is_fine[group] != 0 ? kFineForm : kCoarseForm;
 }
 
 struct GroupRange {
