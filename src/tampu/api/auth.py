@@ -37,6 +37,7 @@ _BINDING_PREFIXES = ("/ai-gateway/", "/ai-api/")
 _WRITE_PATH = re.compile(r"/client/v4/accounts/[^/]+/ai/finetunes(/|\Z)")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*@\s]+", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9._-]{1,255}", re.IGNORECASE)
+_OWN_PORTS = {"http": 80, "https": 443}
 _FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "cf-connecting-ip")
 _SEND_BEARER = "Send `Authorization: Bearer <token>`."
 _LOCAL_SUFFIXES = (".localhost", ".docker.internal", ".containers.internal")  # nobody can register these
@@ -309,12 +310,11 @@ def _as_browsers_send(origin: str) -> str:
     """The origin in lower case, without its scheme's own port; "" when the port is none."""
     try:
         parsed = urlsplit(origin.lower())
-        port = parsed.port
+        host, port = parsed.hostname or "", parsed.port
     except ValueError:
         return ""
-    host = parsed.netloc.removesuffix(f":{port}").rstrip(":") if port is not None else parsed.netloc.rstrip(":")
-    is_own = port is None or port == {"http": 80, "https": 443}.get(parsed.scheme)
-    return f"{parsed.scheme}://{host}" if is_own else f"{parsed.scheme}://{host}:{port}"
+    address = f"[{host}]" if ":" in host else host
+    return f"{parsed.scheme}://{address}" + ("" if port in (None, _OWN_PORTS.get(parsed.scheme)) else f":{port}")
 
 
 def _is_host_name(host: str) -> bool:
