@@ -53,8 +53,9 @@ class PlainGenerator(Protocol):
 
 @dataclass(slots=True)
 class _Round:
-    """What one round brought."""
+    """What one round was asked with, and what it brought."""
 
+    request: GenerateRequest
     texts: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     finished: Finished | None = None
@@ -107,32 +108,23 @@ class FunctionRounds:
         for number in range(MAX_ROUNDS + 1):
             is_last = number == MAX_ROUNDS
             choice = request.tool_choice if number == 0 else _choice_after_results(request.tool_choice)
-            current = replace(
-                request,
-                prompt=None,
-                messages=history,
-                functions=(),
-                tools=tools,
-                tool_choice=ToolChoice("none") if is_last else choice,
+            done = _Round(
+                replace(
+                    request,
+                    prompt=None,
+                    messages=history,
+                    functions=(),
+                    tools=tools,
+                    tool_choice=ToolChoice("none") if is_last else choice,
+                )
             )
-            done = _Round()
-            shortened: set[int] = set()
-            while done.finished is None:
-                try:
-                    async with aclosing(self._generator.stream(current)) as events:
-                        async for event in events:
-                            passed_on = done.take(event)
-                            if passed_on is None:
-                                continue
-                            if has_spoken and len(done.texts) == 1:
-                                yield TextDelta(_BETWEEN_ROUNDS)
-                            yield passed_on
-                    assert done.finished is not None, "a stream ends with Finished"
-                except ContextLengthError as error:  # comes before any event
-                    if number == 0:
-                        raise
-                    history = _shortened(history, error, shortened)
-                    current = replace(current, messages=history)
+            async with aclosing(self._said(done, has_results=number > 0)) as events:
+                async for event in events:
+                    if has_spoken and len(done.texts) == 1:
+                        yield TextDelta(_BETWEEN_ROUNDS)
+                    yield event
+            assert done.finished is not None, "a stream ends with Finished"
+            history = done.request.messages or ()
             has_spoken = has_spoken or bool(done.texts)
             usage += done.finished.usage
             is_cut = is_cut or done.finished.finish_reason is FinishReason.LENGTH
@@ -148,6 +140,23 @@ class FunctionRounds:
                 return
             turns = (Message("tool", result, name=call.name, tool_call_id=call.call_id) for call, result in results)
             history = (*history, Message("assistant", "".join(done.texts), tuple(mine)), *turns)
+
+    async def _said(self, done: _Round, *, has_results: bool) -> AsyncGenerator[Event, None]:
+        """What of a round is passed on at once. Results of functions that do not fit into the prompt are replaced."""
+        shortened: set[int] = set()
+        while True:
+            try:
+                async with aclosing(self._generator.stream(done.request)) as events:
+                    async for event in events:
+                        passed_on = done.take(event)
+                        if passed_on is not None:
+                            yield passed_on
+                return
+            except ContextLengthError as error:  # comes before any event
+                if not has_results:
+                    raise
+                history = _shortened(done.request.messages or (), error, shortened)
+                done.request = replace(done.request, messages=history)
 
     async def _offered_tools(self, request: GenerateRequest) -> tuple[ToolSpec, ...]:
         """The client's tools and the functions as tools.
