@@ -10,23 +10,14 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from tampu.cli.http_protocol import ClosableHttpProtocol
+from tampu.cli.server_process import http_config
 
 
 @contextmanager
 def live(app: ASGIApp) -> Iterator[str]:
     """The base URL of the running app; stopped on leaving."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app,
-        log_level="critical",
-        access_log=False,
-        lifespan="on",
-        loop="asyncio",
-        http=ClosableHttpProtocol,
-        ws="none",
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(http_config(app, log_level="critical", loop="asyncio"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tampu.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
     from tampu.cli.banner import BannerFacts
 
@@ -67,22 +69,26 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def http_config(app: ASGIApp, **settings: Any) -> uvicorn.Config:
+    """How an app is served, with `settings` of one server."""
+    import uvicorn
+
+    from tampu.cli.http_protocol import ClosableHttpProtocol
+
+    return uvicorn.Config(
+        app, access_log=False, lifespan="on", http=ClosableHttpProtocol, ws="none", server_header=False, **settings
+    )
+
+
 def run_server(server: BuiltServer, listener: socket.socket, drain_seconds: float) -> None:
     """Serve until SIGINT or SIGTERM. Open requests may finish within the drain time; then they end with an error, which
     streams send as a frame. A second signal ends everything at once."""
     import uvicorn
 
-    from tampu.cli.http_protocol import ClosableHttpProtocol
-
-    config = uvicorn.Config(
+    config = http_config(
         server.app,
         log_level="warning",
-        access_log=False,
-        lifespan="on",
         loop="uvloop",
-        http=ClosableHttpProtocol,
-        ws="none",
-        server_header=False,
         timeout_graceful_shutdown=math.ceil(drain_seconds + _SECONDS_FOR_LAST_WORDS),
     )
     # Start-up garbage is permanent: keep the collector from walking it while answers stream.
