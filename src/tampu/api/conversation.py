@@ -6,7 +6,7 @@ Liberal in what it takes: null content, text parts, calls as text, ids or names.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from tampu.api.parameter_tables import shown
@@ -128,8 +128,11 @@ def _typed(source: dict[str, Any], name: str, kind: type[T], otherwise: T, where
     return value
 
 
-def parse_tools(tools: Sequence[Any], notes: list[str], field: str = "tools") -> tuple[ToolSpec, ...]:
-    """Tools in either spelling. Items without a name cannot be called: they are left out and `notes` says so.
+def parse_tools(
+    tools: Sequence[Any], leave_out: Callable[[str, str], None], field: str = "tools"
+) -> tuple[ToolSpec, ...]:
+    """Tools in either spelling. Items without a name of their own cannot be called: `leave_out` is told the place
+    of each and what is wrong with it, and may raise.
 
     Raises:
         InvalidRequestError: for a description or parameters of the wrong type, and for too many tools.
@@ -142,10 +145,10 @@ def parse_tools(tools: Sequence[Any], notes: list[str], field: str = "tools") ->
         source = item.get("function") if isinstance(item, dict) and isinstance(item.get("function"), dict) else item
         name = source.get("name") if isinstance(source, dict) else None
         if not isinstance(source, dict) or not isinstance(name, str) or not name:
-            notes.append(f"'{field}/{index}' has no name and was left out.")
+            leave_out(f"{field}/{index}", "has no name")
             continue
         if name in names:
-            notes.append(f"'{field}/{index}' repeats the name {name!r} and was left out.")
+            leave_out(f"{field}/{index}", f"repeats the name {name!r}")
             continue
         names.add(name)
         where = f"{field}/{index}" if source is item else f"{field}/{index}/function"

@@ -16,10 +16,16 @@ from tampu.api.conversation import content_text, parse_messages, parse_tools
 from tampu.api.errors import ApiError
 from tampu.api.parameter_tables import shown
 from tampu.api.run_schema import INPUT_SCHEMA
-from tampu.api.wire_options import parse_logit_bias, parse_response_format, parse_stop, parse_tool_choice
+from tampu.api.wire_options import (
+    parse_json_mode,
+    parse_logit_bias,
+    parse_offered_choice,
+    parse_stop,
+    parse_tool_choice,
+)
 from tampu.core.errors import InvalidRequestError
 from tampu.core.sampling_params import SamplingParams
-from tampu.serving.requests import FunctionSpec, GenerateRequest, ResponseFormat, ToolChoice
+from tampu.serving.requests import FunctionSpec, GenerateRequest, ToolChoice
 
 T = TypeVar("T")
 
@@ -74,7 +80,9 @@ def parse_native_request(
         seed=int(payload["seed"]) if "seed" in payload else None,
         stop=_extra(lambda: parse_stop(payload.get("stop")), _NO_STOPS, config),
         ignore_eos=payload.get("ignore_eos") is True,
-        response_format=_extra(lambda: _response_format(payload), None, config),
+        response_format=_extra(
+            lambda: parse_json_mode(payload.get("response_format"), payload.get("guided_json")), None, config
+        ),
         tenant=tenant,
         request_id=request_id,
     )
@@ -113,18 +121,17 @@ def _conversation(
         return replace(base, prompt=prompt, is_raw=True)
     tools = payload.get("tools")
     functions = payload.get("functions")
-    specs = parse_tools(tools, notes) if isinstance(tools, list) else ()
-    if isinstance(functions, list):
-        notes += [
-            f"'functions/{index}' is not an object and was left out."
-            for index, item in enumerate(functions)
-            if not isinstance(item, dict)
-        ]
-    embedded = tuple(
-        FunctionSpec(item["name"], item["code"])
-        for item in (functions if isinstance(functions, list) else ())
-        if isinstance(item, dict)
-    )
+
+    def leave_out(place: str, problem: str) -> None:
+        notes.append(f"'{place}' {problem} and was left out.")
+
+    specs = parse_tools(tools, leave_out) if isinstance(tools, list) else ()
+    embedded: list[FunctionSpec] = []
+    for index, item in enumerate(functions if isinstance(functions, list) else ()):
+        if isinstance(item, dict):
+            embedded.append(FunctionSpec(item["name"], item["code"]))
+        else:
+            leave_out(f"functions/{index}", "is not an object")
     if embedded and not config.runs_functions:
         raise ApiError(
             8001,
@@ -133,14 +140,14 @@ def _conversation(
             hint="Start it with --enable-functions to let requests run JavaScript in its sandbox.",
         )
     offered = {spec.name for spec in specs} | {spec.name for spec in embedded}
-    tool_choice = _extra(lambda: _tool_choice(payload, offered), ToolChoice(), config)
+    tool_choice = _extra(lambda: parse_offered_choice(payload.get("tool_choice"), offered), ToolChoice(), config)
     return replace(
         base,
         messages=conversation,
         tools=specs,
         tool_choice=tool_choice,
         parallel_tool_calls=_extra(lambda: _parallel_tool_calls(payload), True, config),
-        functions=embedded,
+        functions=tuple(embedded),
     )
 
 
@@ -163,24 +170,6 @@ def _refuse_demand(payload: dict[str, Any], config: ServerConfig, notes: list[st
             hint="Send the conversation as 'messages', without 'raw'.",
         )
     notes += [f"'{name}' was ignored: {reason}." for name in ("tools", "functions") if payload.get(name)]
-
-
-def _tool_choice(payload: dict[str, Any], offered: set[str]) -> ToolChoice:
-    tool_choice = parse_tool_choice(payload.get("tool_choice"))
-    for name in tool_choice.names:
-        if name not in offered:
-            raise InvalidRequestError(
-                "tool_choice",
-                f"'tool_choice' names {name!r}, which is not among the tools",
-                hint="Offer it in 'tools'.",
-            )
-    if tool_choice.mode == "required" and not offered:
-        raise InvalidRequestError(
-            "tool_choice",
-            "'tool_choice' is \"required\" but no tools are offered",
-            hint="Offer some in 'tools' or leave 'tool_choice' out.",
-        )
-    return tool_choice
 
 
 def _cannot_answer(field: str, sentence: str) -> ApiError:
@@ -228,23 +217,6 @@ def _check_image(payload: dict[str, Any], config: ServerConfig, notes: list[str]
             hint="Leave 'image' out, or start the server with --ignore-image to have it dropped.",
         )
     notes.append("'image' was ignored: this model reads text only.")
-
-
-def _response_format(payload: dict[str, Any]) -> ResponseFormat | None:
-    named, guided = parse_response_format(payload.get("response_format")), payload.get("guided_json")
-    if guided is None:
-        return named
-    if named is not None:
-        raise InvalidRequestError(
-            "guided_json", "'guided_json' cannot be sent together with 'response_format'", hint="Send one of them."
-        )
-    if not isinstance(guided, dict | bool):
-        raise InvalidRequestError(
-            "guided_json",
-            f"'guided_json' must be a JSON schema, not {shown(guided)}",
-            hint="Send the schema as an object.",
-        )
-    return ResponseFormat(guided)
 
 
 def _sampling(payload: dict[str, Any], *, min_p: float, logit_bias: tuple[tuple[int, float], ...]) -> SamplingParams:

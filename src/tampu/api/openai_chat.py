@@ -11,11 +11,11 @@ from tampu.api.conversation import parse_messages
 from tampu.api.openai_parameters import CHAT_PARAMETERS, COMPLETION_PARAMETERS
 from tampu.api.openai_tools import read_tools
 from tampu.api.parameter_tables import read_parameters, required, shown
-from tampu.api.wire_options import parse_response_format, parse_stop
+from tampu.api.wire_options import parse_json_mode, parse_stop
 from tampu.core.chat import ToolSpec
 from tampu.core.errors import InvalidRequestError
 from tampu.core.sampling_params import SamplingParams
-from tampu.serving.requests import GenerateRequest, ResponseFormat, ToolChoice
+from tampu.serving.requests import GenerateRequest, ToolChoice
 
 MAX_PROMPTS = 128  # in one completion request
 _MAX_TOKEN_ID = 2**31 - 1
@@ -143,20 +143,11 @@ def _common(values: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
         "stop": parse_stop(values.get("stop")),
         "n": values.get("n", 1),
         "ignore_eos": values.get("ignore_eos", False),
-        "response_format": _response_format(values),
+        "response_format": parse_json_mode(values.get("response_format"), values.get("guided_json")),
         "lora": values.get("lora"),
         "tenant": caller.tenant,
         "request_id": caller.request_id,
     }
-
-
-def _response_format(values: Mapping[str, Any]) -> ResponseFormat | None:
-    named = parse_response_format(values.get("response_format"))
-    if "guided_json" not in values:
-        return named
-    if named is not None:
-        raise InvalidRequestError("guided_json", "'guided_json' cannot be sent together with 'response_format'")
-    return ResponseFormat(values["guided_json"])
 
 
 def _max_tokens(values: Mapping[str, Any], config: ServerConfig) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from tampu.api.parameter_tables import shown
+from tampu.core.chat import shown_list, shown_name
 from tampu.core.errors import InvalidRequestError
 from tampu.serving.requests import ResponseFormat, ToolChoice
 
@@ -83,6 +85,29 @@ def parse_tool_choice(value: Any, field: str = "tool_choice") -> ToolChoice:
     )
 
 
+def parse_offered_choice(value: Any, offered: Collection[str], field: str = "tool_choice") -> ToolChoice:
+    """A choice among tools of these names.
+
+    Raises:
+        InvalidRequestError: for a choice of what is not offered, and as `parse_tool_choice` does.
+    """
+    choice = parse_tool_choice(value, field)
+    for name in choice.names:
+        if name not in offered:
+            raise InvalidRequestError(
+                field,
+                f"'{field}' names the function {name!r}, which is not offered",
+                hint=f"Offered are: {shown_list([shown_name(each) for each in sorted(offered)]) or 'none'}.",
+            )
+    if choice.mode == "required" and not offered:
+        raise InvalidRequestError(
+            field,
+            f"'{field}' is \"required\" but no tools are offered",
+            hint=f"Offer some in 'tools' or leave '{field}' out.",
+        )
+    return choice
+
+
 def _allowed_tools(value: Any, field: str) -> ToolChoice:
     tools = value.get("tools") if isinstance(value, dict) else None
     names = [_function_name(tool) for tool in tools] if isinstance(tools, list) else []
@@ -126,6 +151,28 @@ def parse_response_format(
     raise InvalidRequestError(
         f"{field}/type", f'\'{field}/type\' must be "text", "json_object" or "json_schema", not {shown(kind)}'
     )
+
+
+def parse_json_mode(response_format: Any, guided_json: Any) -> ResponseFormat | None:
+    """JSON mode as `response_format` or vLLM's `guided_json` asks for it.
+
+    Raises:
+        InvalidRequestError: for both, and for what is no schema.
+    """
+    named = parse_response_format(response_format)
+    if guided_json is None:
+        return named
+    if named is not None:
+        raise InvalidRequestError(
+            "guided_json", "'guided_json' cannot be sent together with 'response_format'", hint="Send one of them."
+        )
+    if not isinstance(guided_json, dict | bool):
+        raise InvalidRequestError(
+            "guided_json",
+            f"'guided_json' must be a JSON schema, not {shown(guided_json)}",
+            hint="Send the schema as an object.",
+        )
+    return ResponseFormat(guided_json)
 
 
 def _json_schema(value: dict[str, Any], field: str, member: str) -> ResponseFormat:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+_MAX_SHOWN_TOOLS, _MAX_SHOWN_CHARS = 8, 80  # in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +41,14 @@ class ToolSpec:
     description: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     place: str = field(default="", compare=False)
+
+
+def shown_name(name: str) -> str:
+    """A tool's name in an error: quoted, and cut when it is long."""
+    return repr(name if len(name) <= _MAX_SHOWN_CHARS else f"{name[:_MAX_SHOWN_CHARS]}…")
+
+
+def shown_list(texts: Sequence[str]) -> str:
+    """The first of several texts in an error, one for each tool."""
+    more = ("…",) if len(texts) > _MAX_SHOWN_TOOLS else ()
+    return ", ".join((*texts[:_MAX_SHOWN_TOOLS], *more))

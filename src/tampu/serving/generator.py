@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 
-from tampu.core.chat import ToolCall, ToolSpec
+from tampu.core.chat import ToolCall, ToolSpec, shown_list, shown_name
 from tampu.core.errors import ContextLengthError, InvalidRequestError, JsonModeError, RequestAbortedError, TampuError
 from tampu.core.output import FinishReason, RequestOutput
 from tampu.core.request import Request
@@ -26,7 +26,6 @@ from tampu.serving.requests import GenerateRequest, callable_tools
 
 # A prompt of this many characters is tokenised in well under a millisecond; longer ones leave the event loop.
 _INLINE_PROMPT_CHARS = 2_000
-_MAX_SHOWN_TOOLS, _MAX_SHOWN_CHARS = 8, 80  # in an error
 
 
 def derive_seed(seed: int, index: int) -> int:
@@ -232,8 +231,7 @@ def _stuck(reason: str, request: GenerateRequest) -> TampuError:
             f"The answer could not be continued: {reason}. A pattern of the schema may cost too much to follow, or "
             "contradict another: simplify it."
         )
-    shown = ", ".join(repr(tool.name[:_MAX_SHOWN_CHARS]) for tool in tools[:_MAX_SHOWN_TOOLS])
-    more = ", …" if len(tools) > _MAX_SHOWN_TOOLS else ""
+    shown = shown_list([shown_name(tool.name) for tool in tools])
     is_demanded = request.tool_choice.mode in ("required", "named")
     what = (
         "the demanded call" if is_demanded else "the JSON answer, or the call," if request.response_format else "a call"
@@ -241,7 +239,7 @@ def _stuck(reason: str, request: GenerateRequest) -> TampuError:
     place = tools[0].place or "tools"
     return InvalidRequestError(
         place if len(tools) == 1 else place.split("/", 1)[0],
-        f"{what} of {shown}{more} could not be continued: {reason}",
+        f"{what} of {shown} could not be continued: {reason}",
         hint="A pattern in the parameters may cost too much to follow, or contradict another: simplify it.",
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tampu.core.chat import ToolSpec
+from tampu.core.chat import ToolSpec, shown_list, shown_name
 from tampu.core.errors import UnsupportedSchemaError
 from tampu.core.request import TokenMask
 from tampu.text.closing import CallBudget, CallSize, ClosingTokens, call_size
@@ -23,7 +23,6 @@ from tampu.text.schema_costs import refuse
 from tampu.text.tool_calls import ToolCallParser, ToolCallPiece
 
 MAX_PARALLEL_CALLS = 16
-_MAX_SHOWN_TOOLS, _MAX_SHOWN_CHARS = 8, 80  # in an error
 _MAX_HEAD_BYTES = 512  # of a call's beginning, up to the end of the tool's name
 
 
@@ -151,25 +150,24 @@ def _of_tool(error: UnsupportedSchemaError, tool: ToolSpec, place: str) -> Unsup
     path = error.path or f"/{place}"
     message = str(error) if error.path else f"the schema at {path}: {error.reason}"
     return UnsupportedSchemaError(
-        keyword=error.keyword, path=path, reason=error.reason, message=f"tool {_shown(tool)}: {message}", field=place
+        keyword=error.keyword,
+        path=path,
+        reason=error.reason,
+        message=f"tool {shown_name(tool.name)}: {message}",
+        field=place,
     )
 
 
 def _of_all(error: UnsupportedSchemaError, places: Sequence[tuple[str, ToolSpec]]) -> UnsupportedSchemaError:
     """The error, which is about the schemas of several tools together, with where these are."""
-    shown = ", ".join(f"{_shown(tool)} at /{place}" for place, tool in places[:_MAX_SHOWN_TOOLS])
-    more = ", …" if len(places) > _MAX_SHOWN_TOOLS else ""
+    shown = shown_list([f"{shown_name(tool.name)} at /{place}" for place, tool in places])
     return UnsupportedSchemaError(
         keyword=error.keyword,
         path="",
         reason=error.reason,
-        message=f"the tools {shown}{more} together: {error.reason}",
+        message=f"the tools {shown} together: {error.reason}",
         field=places[0][0].split("/", 1)[0],
     )
-
-
-def _shown(tool: ToolSpec) -> str:
-    return repr(tool.name if len(tool.name) <= _MAX_SHOWN_CHARS else f"{tool.name[:_MAX_SHOWN_CHARS]}…")
 
 
 # Arguments whose schema has empty `properties` and nothing in these are none at all.
